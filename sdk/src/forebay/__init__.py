@@ -1,0 +1,48 @@
+"""Batch and event processing inside a Python program, on structured concurrency.
+
+A program hands forebay a source and functions; forebay batches, paces, retries, dead-letters and settles every item.
+"""
+
+from __future__ import annotations
+
+from forebay._channel import ChannelStatistics as ChannelStatistics
+from forebay._channel import ReceiveChannel as ReceiveChannel
+from forebay._channel import SendChannel as SendChannel
+from forebay._channel import open_channel as open_channel
+from forebay._errors import BatcherClosedError as BatcherClosedError
+from forebay._errors import BatchError as BatchError
+from forebay._errors import BatchFailed as BatchFailed
+from forebay._errors import BatchSizeError as BatchSizeError
+from forebay._errors import BlockedLoopWarning as BlockedLoopWarning
+from forebay._errors import ChannelClosedError as ChannelClosedError
+from forebay._errors import EndOfChannel as EndOfChannel
+from forebay._errors import EngineError as EngineError
+from forebay._errors import ForebayError as ForebayError
+from forebay._errors import HandlerContractError as HandlerContractError
+from forebay._errors import ItemDroppedError as ItemDroppedError
+from forebay._errors import LostOwnershipError as LostOwnershipError
+from forebay._errors import OrderWarning as OrderWarning
+from forebay._errors import PluginError as PluginError
+from forebay._errors import PluginWarning as PluginWarning
+from forebay._errors import RetryExhaustedError as RetryExhaustedError
+from forebay._errors import SettlementError as SettlementError
+from forebay._errors import TimeLimitError as TimeLimitError
+from forebay._errors import WorkerDiedError as WorkerDiedError
+from forebay._handler import BatchContext as BatchContext
+from forebay._handler import BatchPart as BatchPart
+from forebay._handler import current_batch as current_batch
+from forebay._pipeline import ClosedPipeline as ClosedPipeline
+from forebay._pipeline import Pipeline as Pipeline
+from forebay._pipeline import pipeline as pipeline
+from forebay._push import Batcher as Batcher
+from forebay._push import BatcherStatistics as BatcherStatistics
+from forebay._push import open_batcher as open_batcher
+from forebay._queue import MemoryQueue as MemoryQueue
+from forebay._retry import Retry as Retry
+from forebay._scope import Scope as Scope
+from forebay._scope import open_scope as open_scope
+from forebay._types import Again as Again
+from forebay._types import Category as Category
+from forebay._types import Dropped as Dropped
+from forebay._types import Failed as Failed
+from forebay._types import Summary as Summary

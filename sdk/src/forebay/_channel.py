@@ -1,0 +1,535 @@
+"""Channels: lists go through, and the bound counts items and bytes.
+
+An item-by-item channel pays two turns of the event loop for every item.
+Here a whole list pays them once, so the cost of an item is a few nanoseconds.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Generic, Self, TypeAlias, TypeVar
+
+import anyio
+import anyio.lowlevel
+from attrs import frozen
+
+from forebay._errors import ChannelClosedError, EndOfChannel
+
+T = TypeVar("T")
+
+
+class Part(Generic[T]):
+    """Items that cross a channel together. May be cut, never reordered."""
+
+    __slots__ = ("items",)
+
+    def __init__(self, items: list[T]) -> None:
+        self.items = items
+
+    def split(self, count: int) -> Self:
+        """Remove the first *count* items (fewer than there are) and return them as a part."""
+        head = type(self)(self.items[:count])
+        self.items = self.items[count:]
+        return head
+
+
+P = TypeVar("P", bound="Part[Any]")
+
+_Putter: TypeAlias = tuple[Callable[[], object], int, int, bool]
+"""Whom to tell, how many items and bytes it wants to push, and whether the next in the queue is told at once."""
+
+
+@frozen
+class ChannelStatistics:
+    """A reading of a channel."""
+
+    items: int
+    """Items that wait in it now."""
+    items_bytes: int
+    """Their weight; 0 where the channel does not weigh."""
+    max_items: int
+    max_bytes: int | None
+    peak_items: int
+    """Most items that ever waited at the same time: with `max_items` far above it, the bound is too generous."""
+    peak_bytes: int
+    sent: int
+    """Items sent since the channel was opened."""
+    received: int
+    open_senders: int
+    open_receivers: int
+    waiting_senders: int
+    """Tasks that wait in `send`."""
+    waiting_receivers: int
+    """Tasks that wait in `receive`."""
+
+
+class Buffer(Generic[P]):
+    """What is inside a channel: parts in order, and who waits for them.
+
+    Nothing here waits longer than for room or for parts; fairness is first come, first served on each side.
+    """
+
+    __slots__ = (
+        "_putters",
+        "_takers",
+        "closed",
+        "held",
+        "held_bytes",
+        "max_bytes",
+        "max_items",
+        "parts",
+        "peak",
+        "peak_bytes",
+        "receivers",
+        "senders",
+        "taken",
+        "total",
+        "weigh",
+        "weights",
+    )
+
+    def __init__(
+        self, max_items: int, *, max_bytes: int | None = None, weigh: Callable[[Any], int] | None = None
+    ) -> None:
+        self.max_items = max_items
+        self.max_bytes = max_bytes
+        self.weigh = weigh
+        self.parts: deque[P] = deque()
+        self.weights: deque[int] = deque()  # beside `parts`; stays empty where nothing is weighed
+        self.held = 0
+        self.held_bytes = 0
+        self.peak = 0
+        self.peak_bytes = 0
+        self.total = 0
+        self.taken = 0
+        self.senders = 1
+        self.receivers = 1
+        self.closed = False  # no more parts will come
+        self._takers: deque[anyio.Event] = deque()
+        self._putters: deque[_Putter] = deque()
+
+    @property
+    def waiting_takers(self) -> int:
+        return len(self._takers)
+
+    @property
+    def waiting_putters(self) -> int:
+        return len(self._putters)
+
+    def weight(self, part: P) -> int:
+        weigh = self.weigh
+        return 0 if weigh is None else sum(map(weigh, part.items))
+
+    def fits(self, count: int, nbytes: int) -> bool:
+        """Return whether so much may come in now. One part fits an empty channel, whatever its size."""
+        if not self.held:
+            return True
+        if self.held + count > self.max_items:
+            return False
+        return self.max_bytes is None or self.held_bytes + nbytes <= self.max_bytes
+
+    def push(self, part: P, nbytes: int) -> None:
+        """Append *part* without asking for room, and wake one taker."""
+        count = len(part.items)
+        self.parts.append(part)
+        if self.weigh is not None:
+            self.weights.append(nbytes)
+            self.held_bytes += nbytes
+            if self.held_bytes > self.peak_bytes:
+                self.peak_bytes = self.held_bytes
+        self.held += count
+        self.total += count
+        if self.held > self.peak:
+            self.peak = self.held
+        if self._takers:
+            self._takers.popleft().set()
+
+    async def put(self, part: P) -> None:
+        """Wait for room, then append *part*; cancelled: it was not appended."""
+        nbytes = self.weight(part)
+        if self._putters or not self.fits(len(part.items), nbytes):
+            await self._wait_room(len(part.items), nbytes)
+        self.push(part, nbytes)
+        if self._putters:
+            self.wake_putters()
+
+    async def _wait_room(self, count: int, nbytes: int) -> None:
+        enqueue = self._putters.append
+        while True:
+            event = anyio.Event()
+            entry = (event.set, count, nbytes, False)
+            enqueue(entry)
+            woken = False
+            try:
+                await event.wait()
+                woken = True
+            finally:
+                if not woken:
+                    self._leave_queue(entry)
+            if self.closed or not self.receivers:
+                raise ChannelClosedError("the channel was closed while send() waited for room; nothing was sent")
+            if self.fits(count, nbytes):
+                return
+            enqueue = self._putters.appendleft  # somebody came between; the place in the queue is kept
+
+    def _leave_queue(self, entry: _Putter) -> None:
+        if entry in self._putters:
+            self._putters.remove(entry)
+        else:  # woken and cancelled at once: the room belongs to the next one
+            self.wake_putters()
+
+    def call_when_room(self, notify: Callable[[], object], count: int) -> None:
+        """Call *notify* once, as soon as there is room for *count* items; nothing is reserved by it."""
+        self._putters.append((notify, count, 0, True))
+
+    def wake_putters(self) -> None:
+        """Tell those who wait for room, as far as there is some."""
+        while self._putters:
+            notify, count, nbytes, goes_on = self._putters[0]
+            if not (self.closed or not self.receivers or self.fits(count, nbytes)):
+                break
+            self._putters.popleft()
+            notify()
+            if not goes_on:
+                break  # it wakes the next one itself when it has pushed
+
+    def take_nowait(self, max_items: int, max_bytes: int | None) -> list[P]:
+        """Return parts with at most so many items and bytes, at least one item; [] when there are none."""
+        taken: list[P] = []
+        room, room_bytes = max_items, max_bytes
+        parts = self.parts
+        while parts and room > 0:
+            part = parts[0]
+            count = len(part.items)
+            fitting = min(count, room)
+            if room_bytes is not None and self.weigh is not None:
+                fitting = self._fitting_bytes(part, fitting, room_bytes, alone=not taken)
+                if not fitting:
+                    break
+            if fitting < count:
+                taken.append(self._split_first(fitting))
+                break
+            taken.append(parts.popleft())
+            room -= count
+            self.held -= count
+            self.taken += count
+            if self.weigh is not None:
+                nbytes = self.weights.popleft()
+                self.held_bytes -= nbytes
+                if room_bytes is not None:
+                    room_bytes -= nbytes
+        if taken and self._putters:
+            self.wake_putters()
+        return taken
+
+    def _fitting_bytes(self, part: P, count: int, room_bytes: int, *, alone: bool) -> int:
+        """Return how many of the first *count* items fit; one that is larger than the limit goes alone."""
+        weigh = self.weigh
+        if weigh is None or (self.weights[0] <= room_bytes and count == len(part.items)):
+            return count
+        for index in range(count):
+            room_bytes -= weigh(part.items[index])
+            if room_bytes < 0:
+                return 1 if alone and index == 0 else index
+        return count
+
+    def _split_first(self, count: int) -> P:
+        part = self.parts[0]
+        head = part.split(count)
+        self.held -= count
+        self.taken += count
+        if self.weigh is not None:
+            nbytes = self.weight(head)
+            self.weights[0] -= nbytes
+            self.held_bytes -= nbytes
+        return head
+
+    async def take(self, max_items: int, max_bytes: int | None) -> list[P]:
+        """Wait for parts; [] when no more will come. Cancelled: nothing was taken."""
+        while not self.parts:
+            if self.closed:
+                return []
+            await self.wait_parts()
+        taken = self.take_nowait(max_items, max_bytes)
+        self.pass_on()
+        return taken
+
+    def wake_one(self) -> None:
+        """Let the task that has waited longest look again, though nothing was pushed."""
+        if self._takers:
+            self._takers.popleft().set()
+
+    def pass_on(self) -> None:
+        """Wake the next taker when there is something left for it."""
+        if self.parts and self._takers:
+            self._takers.popleft().set()
+
+    async def wait_parts(self) -> None:
+        """Wait until somebody pushes, or closes an end; what came may be gone again."""
+        event = anyio.Event()
+        self._takers.append(event)
+        woken = False
+        try:
+            await event.wait()
+            woken = True
+        finally:
+            if not woken:
+                if event.is_set():  # woken and cancelled at once: the wake-up belongs to the next one
+                    if self._takers:
+                        self._takers.popleft().set()
+                else:
+                    self._takers.remove(event)
+
+    def close(self) -> None:
+        """Let no more parts in; those that are held can still be taken."""
+        self.closed = True
+        self.wake_all()
+
+    def wake_all(self) -> None:
+        """Let everybody who waits look again."""
+        while self._takers:
+            self._takers.popleft().set()
+        while self._putters:
+            self._putters.popleft()[0]()
+
+    def drop_receivers(self) -> None:
+        """Throw away what is held: nobody is left to take it."""
+        self.receivers = 0
+        self.parts.clear()
+        self.weights.clear()
+        self.held = self.held_bytes = 0
+        self.wake_all()
+
+    def statistics(self) -> ChannelStatistics:
+        return ChannelStatistics(
+            items=self.held,
+            items_bytes=self.held_bytes,
+            max_items=self.max_items,
+            max_bytes=self.max_bytes,
+            peak_items=self.peak,
+            peak_bytes=self.peak_bytes,
+            sent=self.total,
+            received=self.taken,
+            open_senders=self.senders,
+            open_receivers=self.receivers,
+            waiting_senders=len(self._putters),
+            waiting_receivers=len(self._takers),
+        )
+
+
+class SendChannel(Generic[T]):
+    """The end that lists go into. Close it, or use it as a context manager, so that receivers see the end."""
+
+    __slots__ = ("_buffer", "_closed")
+
+    def __init__(self, buffer: Buffer[Part[T]]) -> None:
+        self._buffer = buffer
+        self._closed = False
+
+    async def send(self, items: Sequence[T], /) -> None:
+        """Send *items* as one list, waiting until all of them fit.
+
+        A list larger than the channel's bound is let in when the channel is empty, so nothing waits for ever.
+        Senders are served in the order they came. An empty list is sent to nobody.
+        Cancelled: none of the items was sent.
+
+        Raises:
+            ChannelClosedError: this end is closed, or no receiver is left.
+        """
+        self._check()
+        await anyio.lowlevel.checkpoint()
+        if items:
+            self._check()
+            await self._buffer.put(Part(list(items)))
+
+    def send_nowait(self, items: Sequence[T], /) -> None:
+        """Send *items* as one list if they fit now.
+
+        Raises:
+            anyio.WouldBlock: there is no room, or others wait for it.
+            ChannelClosedError: this end is closed, or no receiver is left.
+        """
+        self._check()
+        if not items:
+            return
+        buffer = self._buffer
+        part = Part(list(items))
+        nbytes = buffer.weight(part)
+        if buffer.waiting_putters or not buffer.fits(len(items), nbytes):
+            raise anyio.WouldBlock
+        buffer.push(part, nbytes)
+
+    def _check(self) -> None:
+        if self._closed:
+            raise ChannelClosedError("this send end is closed; clone() it before closing if others still send")
+        if not self._buffer.receivers:
+            raise ChannelClosedError("no receiver is left; the items would go nowhere")
+
+    def clone(self) -> SendChannel[T]:
+        """Return another send end of the same channel; receivers see the end when all of them are closed."""
+        self._check()
+        self._buffer.senders += 1
+        return SendChannel(self._buffer)
+
+    def close(self) -> None:
+        """Close this end. What was sent can still be received. Closing twice does nothing."""
+        if not self._closed:
+            self._closed = True
+            self._buffer.senders -= 1
+            if not self._buffer.senders:
+                self._buffer.close()
+
+    def statistics(self) -> ChannelStatistics:
+        """Return a reading of the channel."""
+        return self._buffer.statistics()
+
+    def __enter__(self) -> SendChannel[T]:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class ReceiveChannel(Generic[T]):
+    """The end that lists come out of; iterate over it to get them as they were sent."""
+
+    __slots__ = ("_buffer", "_closed")
+
+    def __init__(self, buffer: Buffer[Part[T]]) -> None:
+        self._buffer = buffer
+        self._closed = False
+
+    async def receive(self, *, max_items: int | None = None, max_bytes: int | None = None) -> list[T]:
+        """Wait for items and return them in the order they were sent.
+
+        Without limits the oldest list comes as it was sent.
+        With *max_items* or *max_bytes* lists are joined and cut, so that as much comes as waits and the limits allow;
+        one item that is larger than *max_bytes* comes alone.
+        Cancelled: nothing was received, nothing is lost.
+
+        Raises:
+            EndOfChannel: all senders are closed and everything has been received.
+            ChannelClosedError: this end is closed.
+        """
+        self._check()
+        _check_limits(self._buffer, max_items, max_bytes)
+        await anyio.lowlevel.checkpoint()
+        self._check()
+        while not self._buffer.parts:
+            if self._buffer.closed:
+                raise EndOfChannel("all senders are closed and everything has been received")
+            await self._buffer.wait_parts()
+            self._check()
+        items = self._take(max_items, max_bytes)
+        self._buffer.pass_on()
+        return items
+
+    def receive_nowait(self, *, max_items: int | None = None, max_bytes: int | None = None) -> list[T]:
+        """Return what waits now; limits as in `receive`.
+
+        Raises:
+            anyio.WouldBlock: nothing waits.
+            EndOfChannel: all senders are closed and everything has been received.
+            ChannelClosedError: this end is closed.
+        """
+        self._check()
+        _check_limits(self._buffer, max_items, max_bytes)
+        if self._buffer.parts:
+            return self._take(max_items, max_bytes)
+        if self._buffer.closed:
+            raise EndOfChannel("all senders are closed and everything has been received")
+        raise anyio.WouldBlock
+
+    def _take(self, max_items: int | None, max_bytes: int | None) -> list[T]:
+        buffer = self._buffer
+        if max_items is None and max_bytes is None:
+            return buffer.take_nowait(len(buffer.parts[0].items), None)[0].items
+        parts = buffer.take_nowait(max_items or buffer.held, max_bytes)
+        if len(parts) == 1:
+            return parts[0].items
+        return [item for part in parts for item in part.items]
+
+    def _check(self) -> None:
+        if self._closed:
+            raise ChannelClosedError("this receive end is closed; clone() it before closing if others still receive")
+
+    def clone(self) -> ReceiveChannel[T]:
+        """Return another receive end of the same channel; each list goes to one of them."""
+        self._check()
+        self._buffer.receivers += 1
+        return ReceiveChannel(self._buffer)
+
+    def close(self) -> None:
+        """Close this end; tasks that wait in its `receive` get `ChannelClosedError`.
+
+        When it was the last, what waits is thrown away and senders get `ChannelClosedError` too.
+        """
+        if not self._closed:
+            self._closed = True
+            self._buffer.receivers -= 1
+            self._buffer.wake_all()
+            if not self._buffer.receivers:
+                self._buffer.drop_receivers()
+
+    def statistics(self) -> ChannelStatistics:
+        """Return a reading of the channel."""
+        return self._buffer.statistics()
+
+    def __aiter__(self) -> ReceiveChannel[T]:
+        return self
+
+    async def __anext__(self) -> list[T]:
+        try:
+            return await self.receive()
+        except EndOfChannel:
+            raise StopAsyncIteration from None
+
+    def __enter__(self) -> ReceiveChannel[T]:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _check_limits(buffer: Buffer[Part[T]], max_items: int | None, max_bytes: int | None) -> None:
+    if max_items is not None and max_items < 1:
+        raise ValueError(f"max_items must be at least 1, not {max_items}")
+    if max_bytes is not None and max_bytes < 1:
+        raise ValueError(f"max_bytes must be at least 1, not {max_bytes}")
+    if max_bytes is not None and buffer.weigh is None:
+        raise ValueError("max_bytes needs a channel that weighs its items; pass weigh= to open_channel()")
+
+
+def open_channel(
+    max_items: int, *, max_bytes: int | None = None, weigh: Callable[[T], int] | None = None
+) -> tuple[SendChannel[T], ReceiveChannel[T]]:
+    """Open a channel that lists cross, bounded by items and by bytes.
+
+    Data flows from the first to the second; any number of tasks may use either end.
+
+        send, receive = forebay.open_channel(10_000, max_bytes=64 * 2**20, weigh=len)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(produce, send)         # await send.send([b"a", b"b"]), then send.close()
+            async for lines in receive:
+                print(len(lines))
+
+    Args:
+        max_items: Items that may wait in the channel, at least 1.
+        max_bytes: Bytes that may wait in it, as *weigh* counts them.
+        weigh: Returns the size of one item in bytes; called once for each item at `send`.
+    """
+    if max_items < 1:
+        raise ValueError(f"max_items must be at least 1, not {max_items}")
+    if max_bytes is not None and max_bytes < 1:
+        raise ValueError(f"max_bytes must be at least 1, not {max_bytes}")
+    if max_bytes is not None and weigh is None:
+        raise ValueError("max_bytes needs weigh, a function that returns the size of one item in bytes (len for bytes)")
+    buffer: Buffer[Part[T]] = Buffer(max_items, max_bytes=max_bytes, weigh=weigh)
+    return SendChannel(buffer), ReceiveChannel(buffer)

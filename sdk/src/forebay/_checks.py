@@ -1,0 +1,88 @@
+"""Checks of what a user typed, made where it was typed."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+from collections.abc import Callable
+from functools import partial
+from types import NoneType
+from typing import get_args, get_type_hints
+
+from forebay._handler import RunIn, is_async, name_of
+from forebay._worker import check_picklable
+from forebay.abc import Sink
+
+ASYNC_CONCURRENCY = 16
+"""Calls of an async function of one item that may be in flight, unless the stage says otherwise."""
+THREADS = 8
+"""The same for functions that run in threads."""
+
+
+def check_callable(kind: str, func: object) -> None:
+    if not callable(func):
+        raise TypeError(f"{kind} needs a function, not {func!r:.100}, {a(type(func).__name__)}")
+
+
+def check_handler(func: object) -> None:
+    if not (callable(func) or isinstance(func, (str, Sink))):
+        raise TypeError(
+            f"map_batches needs a function of a list, a Sink, or the name or URL of one, not {func!r:.100}, "
+            f"{a(type(func).__name__)}"
+        )
+
+
+def check_run_in(kind: str, func: object, run_in: str) -> None:
+    if run_in not in get_args(RunIn):
+        raise ValueError(f"run_in must be 'loop', 'thread' or 'process', not {run_in!r}")
+    if run_in != "loop" and is_async(func):
+        raise ValueError(f"run_in={run_in!r} is for plain functions; {name_of(func)}() given to {kind} is async")
+    if run_in == "process":
+        check_picklable(func)
+
+
+def default_concurrency(run_in: RunIn) -> int:
+    if run_in == "process":
+        return os.cpu_count() or 1
+    return THREADS if run_in == "thread" else ASYNC_CONCURRENCY
+
+
+def at_least(argument: str, value: object, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{argument} must be a whole number, not {value!r}")
+    if value < least:
+        raise ValueError(f"{argument} must be at least {least}, not {value}")
+    return value
+
+
+def seconds(argument: str, value: float | None, *, zero: bool = False) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{argument} must be a number of seconds, not {value!r}")
+    if not (value > 0 or (zero and value == 0)):
+        raise ValueError(f"{argument} must be {'at least' if zero else 'more than'} 0 seconds, not {value}")
+    return float(value)
+
+
+def returns_none(func: Callable[..., object]) -> bool:
+    """Return whether the annotations of *func* say that it is a sink."""
+    while isinstance(func, partial):
+        func = func.func
+    if not inspect.isroutine(func):
+        func = type(func).__call__
+    try:
+        return get_type_hints(func).get("return") is NoneType
+    except Exception:  # names that are only known to a type checker
+        return getattr(func, "__annotations__", {}).get("return") in (None.__class__, "None") and (
+            "return" in getattr(func, "__annotations__", {})
+        )
+
+
+def without_password(url: str) -> str:
+    return re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1@", url)
+
+
+def a(word: str) -> str:
+    return f"{'an' if word[:1].lower() in 'aeiou' else 'a'} {word}"

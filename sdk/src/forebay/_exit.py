@@ -1,0 +1,258 @@
+"""What becomes of a pipeline's items once a stage has decided: on to the next, settled, set aside, sent back."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import anyio
+from attrs import define
+
+from forebay._batcher import Piece, Record
+from forebay._dead_letter import make_dead_letter, put_letters
+from forebay._feed import SessionFeed
+from forebay._handler import BatchPart
+from forebay._ledger import FeedLedger, Hold, Ledger
+from forebay._retry import Retry
+from forebay._route import Route
+from forebay._stage import Batch, Dead
+from forebay._steps import Stop, run_steps
+from forebay._types import Category, DeadLetter, DeadLettered, DeadLetterId, Failure, Member, Offset, Redelivery
+from forebay.abc import DeadLetterStore
+
+
+class Office(Protocol):
+    """What the exits of a run share."""
+
+    pipeline: str
+    member: Member
+    ledger: Ledger
+    feeds: dict[FeedLedger, SessionFeed]
+    dead_reasons: dict[str, int]
+    drop_reasons: dict[str, int]
+    dead_lettered: Callable[[DeadLettered], None] | None
+
+    def retry_delay(self, attempt: int, error: BaseException) -> float:
+        """Return how long to wait before a store is asked again."""
+        ...
+
+
+@define(eq=False)
+class PipelineExit:
+    """Where the items of one stage, or of the inline steps before it, go."""
+
+    office: Office
+    stage: str
+    route: Route
+    """What follows."""
+    store: DeadLetterStore | None
+
+    def told_time(self, now: float) -> float:
+        """Take note of a reading of the clock, and return it."""
+        self.office.ledger.now = now
+        return now
+
+    def finish(self, pieces: Sequence[Piece]) -> None:
+        """All items of *pieces* are done and nothing follows."""
+        self.route.finish(pieces)
+
+    async def forward(self, pieces: Sequence[Piece]) -> None:
+        """Send results on to what follows."""
+        for piece in pieces:
+            await self.route.send(piece)
+
+    def scatter(self, batch: Batch) -> list[Piece]:
+        """Return a piece for each item of *batch*; they go separate ways from now on."""
+        return [single for piece in batch.pieces for single in self.singles(piece)]
+
+    def singles(self, piece: Piece) -> list[Piece]:
+        """Return a piece for each item of *piece*; what was filtered out of it becomes final."""
+        positions = self.route.listed(piece).listed()
+        if piece.family is not None:
+            piece.family.scattered(positions)
+        if len(positions) == 1:
+            return [piece]
+        return [
+            Piece(
+                [item],
+                positions=[position],
+                keys=None if piece.keys is None else [piece.keys[index]],
+                since=piece.since,
+                family=piece.family,
+            )
+            for index, (item, position) in enumerate(zip(piece.items, positions, strict=True))
+        ]
+
+    def drop(self, piece: Piece, reason: str) -> None:
+        """Throw a single item away on purpose."""
+        self.office.drop_reasons[reason] = self.office.drop_reasons.get(reason, 0) + 1
+        self.route.settle_positions(piece.listed(), "dropped")
+
+    async def set_aside(self, dead: Sequence[Dead], batch: Batch | None) -> None:
+        """Put items that failed for good into the dead-letter store, then settle them.
+
+        Raises the first item's exception where the stage has no store: that ends the run.
+        """
+        if self.store is None:
+            error = dead[0].error
+            error.add_note(
+                f"raised in stage {self.stage!r} for the item at {self._where(dead[0].piece)}, "
+                f"{dead[0].category} failure after {_attempts(dead[0].attempts)}; "
+                f"the run ends because no dead_letters= was given"
+            )
+            raise error
+        letters = [self._letter(one, batch) for one in dead]
+        await put_letters(self.store, letters, self.office.retry_delay)
+        for one, letter in zip(dead, letters, strict=True):
+            reason = f"{self.stage}: {letter.error_type}"
+            self.office.dead_reasons[reason] = self.office.dead_reasons.get(reason, 0) + 1
+            self.route.settle_positions(one.piece.listed(), "dead")
+        if self.office.dead_lettered is not None:
+            self.office.dead_lettered(DeadLettered(self.office.pipeline, letters))
+
+    def _letter(self, dead: Dead, batch: Batch | None) -> DeadLetter:
+        position = dead.piece.position(0)
+        hold = self.office.ledger.hold(position)
+        chunk, index = hold.chunk, position - hold.base
+        now = time.time()
+        record = dead.piece.record
+        return make_dead_letter(
+            id=DeadLetterId(
+                self.office.pipeline,
+                hold.feed.name,
+                0 if chunk is None else chunk.partition,
+                str(hold.offset(position)),
+            ),
+            item=dead.piece.items[0] if hold.items is None else hold.items[index],
+            error=dead.error,
+            category=dead.category,
+            stage=self.stage,
+            attempts=dead.attempts,
+            first_seen=record.first_failed_at if record is not None and record.first_failed_at else now,
+            now=now,
+            key=dead.piece.key(0),
+            headers=chunk.headers[index] if chunk is not None and chunk.headers is not None else None,
+            member=self.office.member,
+            epoch=0 if chunk is None else chunk.epoch,
+            batch_id="" if batch is None else str(batch.id),
+        )
+
+    def _where(self, piece: Piece) -> str:
+        position = piece.position(0)
+        hold = self.office.ledger.hold(position)
+        return f"offset {hold.offset(position)} of source {hold.feed.name!r}"
+
+    def failures_before(self, piece: Piece, index: int) -> int:
+        """Return how often the item failed before this run had it."""
+        position = piece.position(index)
+        return self.office.ledger.hold(position).failures(position)
+
+    def maybe_done(self, batch: Batch) -> bool:
+        """Return whether an attempt at an item of *batch* was cut off before this run had it."""
+        return any(
+            self.office.ledger.hold(position).maybe_done(position)
+            for piece in batch.pieces
+            for position in piece.listed()
+        )
+
+    def send_back(self, piece: Piece, record: Record, delay: float, error: BaseException) -> bool:
+        """Return a single item to its source if it would wait here longer than half a claim."""
+        position = piece.position(0)
+        hold = self.office.ledger.hold(position)
+        feed = self.office.feeds.get(hold.feed)
+        claim = feed.session.claim_seconds if feed is not None else None
+        if feed is None or claim is None or hold.chunk is None:
+            return False
+        redelivery = self._redelivery(hold, position, record, delay, error)
+        if delay <= claim / 2 or any(position in children for children in self.office.ledger.children):
+            feed.failures.append(redelivery)
+            return False
+        self._redeliver(hold, position, redelivery)
+        return True
+
+    def give_up(self, piece: Piece, delay: float) -> None:
+        """Return a single item that waits for another attempt, because the run drains."""
+        position = piece.position(0)
+        hold = self.office.ledger.hold(position)
+        if piece.record is not None and hold.chunk is not None:
+            error = TimeoutError("the run drained while the item waited for another attempt")
+            hold.feed.redeliver(self._redelivery(hold, position, piece.record, delay, error))
+        self.office.ledger.settle(position, position + 1, self.route.leaves[0], "redelivered")
+
+    def _redeliver(self, hold: Hold, position: int, redelivery: Redelivery) -> None:
+        hold.feed.redeliver(redelivery)
+        self.office.ledger.settle(position, position + 1, self.route.leaves[0], "redelivered")
+
+    def _redelivery(self, hold: Hold, position: int, record: Record, delay: float, error: BaseException) -> Redelivery:
+        chunk = hold.chunk
+        assert chunk is not None
+        return Redelivery(
+            offset=hold.offset(position),
+            failures=record.failures,
+            after=max(0.0, delay),
+            maybe_done=record.maybe_done,
+            error=f"{type(error).__name__}: {error}"[:500],
+            partition=chunk.partition,
+            epoch=chunk.epoch,
+        )
+
+    def parts(self, batch: Batch) -> tuple[BatchPart, ...]:
+        """Return where the items of *batch* came from."""
+        parts: list[BatchPart] = []
+        last: tuple[FeedLedger, int, int] | None = None
+        offsets: list[Offset] = []
+        for piece in batch.pieces:
+            for position in piece.listed():
+                hold = self.office.ledger.hold(position)
+                chunk = hold.chunk
+                origin = (hold.feed, 0, 0) if chunk is None else (hold.feed, chunk.partition, chunk.epoch)
+                if origin != last:
+                    offsets = []
+                    parts.append(BatchPart(hold.feed.name, origin[1], origin[2], offsets))
+                    last = origin
+                offsets.append(hold.offset(position))
+        return tuple(parts)
+
+
+def _attempts(count: int) -> str:
+    return "1 attempt" if count == 1 else f"{count} attempts"
+
+
+@define(eq=False)
+class InlineMishaps:
+    """Decides about items that fail in the inline steps of one route.
+
+    Such a step makes no I/O, so a failure that may pass is tried again on the spot and the item keeps its place.
+    """
+
+    exits: Sequence[PipelineExit]
+    """One for each step."""
+    retries: Sequence[Retry]
+    """One for each step."""
+    ask: Callable[[Failure], Category]
+    rng: random.Random
+
+    async def __call__(self, route: Route, stop: Stop, /) -> Piece | None:
+        """Return the item after a later attempt succeeded; `None` when it has been set aside."""
+        way_out, retry = self.exits[stop.step], self.retries[stop.step]
+        (bad,) = way_out.singles(stop.bad)
+        error: Exception = stop.error
+        failures = outages = 0
+        while True:
+            category = self.ask(Failure(error, way_out.stage, "", failures + 1))
+            if category is Category.DEPENDENCY:
+                outages += 1
+                await anyio.sleep(retry.delay(outages, error, None, self.rng))
+            else:
+                failures += 1
+                if not retry.allows(failures, category):
+                    await way_out.set_aside([Dead(bad, error, category, failures)], None)
+                    return None
+                await anyio.sleep(retry.delay(failures, error, None, self.rng))
+            again = bad.like(list(bad.items))
+            failed = run_steps(route.steps[stop.step : stop.step + 1], 0, again)
+            if failed is None:
+                return again
+            error = failed.error

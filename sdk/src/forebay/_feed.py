@@ -1,0 +1,418 @@
+"""Pumps: each takes items from one source, enters them in the ledger and sends them on their way."""
+
+from __future__ import annotations
+
+import math
+import random
+import warnings
+from collections.abc import Awaitable, Callable, Sequence
+from time import perf_counter
+from typing import TypeVar
+
+import anyio
+import anyio.lowlevel
+from attrs import define, field
+
+from forebay._batcher import Gather, Piece, Record
+from forebay._channel import Buffer
+from forebay._errors import BlockedLoopWarning, SettlementError
+from forebay._ledger import FeedLedger, Hold, Ledger
+from forebay._retry import Retry
+from forebay._route import Route
+from forebay._source import Mapped, Reader
+from forebay._stage import SLICE_SECONDS
+from forebay._steps import BLOCKED_SECONDS, Step, Stop, run_steps
+from forebay._types import Category, Chunk, Deliveries, Failure, Redelivery
+from forebay.abc import Session
+
+R = TypeVar("R")
+
+CALL_SECONDS = 5.0
+"""Deadline of one call to a source."""
+LINGER_SECONDS = 0.02
+"""How long a settlement waits for others while nothing is fetched."""
+ALONE_FROM = 3
+"""An item that was handed out so often, failures not counted, may have killed the process before: it runs alone."""
+LEAST_FETCH = 1024
+"""Items that are fetched at once where no stage says how many it can take."""
+
+
+@define(eq=False)
+class ReaderFeed:
+    """Pumps from an iterable: nothing is acknowledged to it."""
+
+    account: FeedLedger
+    reader: Reader
+    route: Route
+    ledger: Ledger
+    clock: Callable[[], float]
+    max_age: float
+    keep_items: bool
+    stopped: bool = False
+    error: Exception | None = None
+    """What the source raised; raised by the run when all that came before has its outcome."""
+    _ended: bool = False
+    _warned: bool = False
+    _waiting: anyio.CancelScope | None = None
+    _mapped: Step | None = None
+    """The first step where it is a map and nobody needs the items as they came: it runs with the source."""
+
+    def __attrs_post_init__(self) -> None:
+        steps = self.route.steps
+        if steps and steps[0].kind == "map" and not self.keep_items and self.reader.blocks:
+            self._mapped = steps[0]
+
+    def stop(self) -> None:
+        """Take no more items; what has been taken goes on."""
+        self.stopped = True
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+    async def pump(self) -> None:
+        """Run until the source is at its end, or `stop` is called."""
+        route, inbox = self.route, self.route.inbox
+        size = route.max_size or LEAST_FETCH
+        gather = Gather()
+        share = 16  # items taken between two looks at the clock
+        last_yield = perf_counter()
+        while not (self.stopped or self._ended):
+            if inbox is not None and not inbox.fits(size, 0):
+                await self._wait_room(inbox, size)
+                last_yield = perf_counter()
+                continue
+            started = perf_counter()
+            slices = self._take(share, size, size - gather.held)
+            if not slices and not self._ended:
+                await self._flush(gather)
+                await self._wait_ready()
+                last_yield = perf_counter()
+                continue
+            if self.reader.blocks and perf_counter() - started > BLOCKED_SECONDS:
+                self._warn_blocked(perf_counter() - started)
+            now = self.clock()
+            for one in slices:
+                stop = self._take_in(one, gather, now)
+                if stop is not None:
+                    await self._flush(gather)
+                    await route.mend(stop)
+                elif gather.loose:
+                    await self._send_loose(gather)
+                if gather.piece is not None and len(gather.piece.items) >= size:
+                    await self._send_full(gather, inbox)
+            if gather.piece is not None and gather.piece.since + self.max_age <= now:
+                await self._flush(gather)
+            ended = perf_counter()
+            if ended - started < SLICE_SECONDS / 2:
+                share = min(2 * share, 8 * size)
+            elif ended - started > 2 * SLICE_SECONDS:
+                share = max(1, share // 2)
+            if ended - last_yield > SLICE_SECONDS:
+                await anyio.lowlevel.checkpoint()
+                last_yield = perf_counter()
+        await self._flush(gather)
+
+    def _take(self, share: int, size: int, missing: int) -> list[Mapped]:
+        """Take about *share* items from the source, in lists that make full batches.
+
+        Several at once, and the first map with them: the loops stay hot, and what each batch costs besides
+        is paid in one go. Taking and mapping apart costs an eighth more per item.
+        """
+        reader, mapped = self.reader, self._mapped
+        inbox = self.route.inbox
+        slices: list[Mapped] = []
+        room = share if inbox is None else min(share, max(inbox.max_items - inbox.held, 1))
+        count = min(missing, room)
+        try:
+            while room > 0:
+                one = reader.take_nowait(count) if mapped is None else reader.take_mapped(mapped.func, count)
+                if one is None:
+                    self._ended = True
+                    break
+                if not one.items and one.error is None:
+                    break
+                slices.append(one)
+                room -= count
+                count = min(size, room)
+                if one.error is not None or room < size:
+                    break
+        except Exception as error:
+            error.add_note(f"raised by source {self.account.name!r} after {_items(self.account.seen)}")
+            self.error = error
+            self._ended = True
+        return slices
+
+    def _take_in(self, one: Mapped, gather: Gather, now: float) -> Stop | None:
+        """Enter items in the ledger, run the steps and add what is left to *gather*."""
+        items = one.items
+        count = len(items) if one.error is None else len(items) + 1
+        hold = self.ledger.register(count, self.account, now)
+        if self.keep_items:
+            hold.items = items
+            items = list(items)
+        piece = Piece(items, hold.base, hold.stop, since=now)
+        mapped = self._mapped
+        first = 0
+        if mapped is not None:
+            first = 1
+            mapped.metrics.received += count
+            mapped.metrics.done += len(items)
+            if one.error is not None:
+                mapped.metrics.failed += 1
+                piece.stop -= 1
+                bad = Piece([one.bad], piece.stop, piece.stop + 1, since=now)
+                return Stop(0, piece, bad, Piece([], piece.stop + 1, piece.stop + 1), one.error)
+        steps = self.route.steps
+        if first < len(steps):
+            stop = run_steps(steps, first, piece)
+            if stop is not None:
+                return stop
+        gather.add(piece)
+        return None
+
+    async def _send_full(self, gather: Gather, inbox: Buffer[Piece] | None) -> None:
+        piece = gather.flush()
+        assert piece is not None
+        if (
+            inbox is not None
+            and len(piece.items) == self.route.max_size
+            and inbox.weigh is None
+            and inbox.fits(len(piece.items), 0)
+        ):
+            inbox.push(piece, 0)
+        else:
+            await self.route.deliver(piece)
+
+    async def _send_loose(self, gather: Gather) -> None:
+        loose, gather.loose = gather.loose, []
+        for piece in loose:
+            await self.route.deliver(piece)
+
+    async def _flush(self, gather: Gather) -> None:
+        await self._send_loose(gather)
+        piece = gather.flush()
+        if piece is not None:
+            await self.route.deliver(piece)
+
+    async def _wait_room(self, inbox: Buffer[Piece], size: int) -> None:
+        event = anyio.Event()
+        inbox.call_when_room(event.set, max(size, inbox.max_items // 2))
+        await event.wait()
+
+    async def _wait_ready(self) -> None:
+        with anyio.CancelScope() as self._waiting:
+            if not self.stopped:
+                await self.reader.wait_ready()
+        self._waiting = None
+
+    def _warn_blocked(self, seconds: float) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"source {self.account.name!r} held the event loop for {seconds * 1000:.0f} ms; "
+                f"pass in_thread=True to pipeline() to read it in a thread",
+                BlockedLoopWarning,
+                stacklevel=2,
+            )
+
+
+@define(eq=False)
+class SessionFeed:
+    """Pumps from a source that keeps an account of what it handed out."""
+
+    account: FeedLedger
+    session: Session[object]
+    route: Route
+    ledger: Ledger
+    clock: Callable[[], float]
+    keep_items: bool
+    max_gap: int
+    ask: Callable[[Failure], Category]
+    lost: Callable[[FeedLedger, Sequence[Deliveries]], None]
+    rng: random.Random
+    stopped: bool = False
+    ended: bool = False
+    failures: list[Redelivery] = field(factory=list[Redelivery])
+    """Failures of items that wait here for another attempt, for the next renewal."""
+    give_backs: list[Deliveries] = field(factory=list[Deliveries])
+    open_items: int = 0
+    _waiting: anyio.CancelScope | None = None
+    _renewed: float = 0.0
+    _troubles: int = 0
+    _asked_for_room: bool = False
+
+    def stop(self) -> None:
+        """Fetch no more; what is in hand goes on and is settled."""
+        self.stopped = True
+        self.poke()
+
+    def poke(self) -> None:
+        """Look again at once: there is room, or the end is near."""
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+    def _has_room(self) -> None:
+        self._asked_for_room = False
+        self.poke()
+
+    def settled(self, count: int) -> None:
+        """So many items of this source have become final."""
+        self.open_items -= count
+        waiting = self._waiting
+        if waiting is not None:
+            if not self.open_items:
+                waiting.cancel()
+            else:
+                waiting.deadline = min(waiting.deadline, anyio.current_time() + LINGER_SECONDS)
+
+    async def pump(self) -> None:
+        """Fetch, settle and renew until the source is at its end, or stopped, and has been told of everything."""
+        self._renewed = self.clock()
+        last_yield = perf_counter()
+        while True:
+            room = 0 if self.stopped or self.ended else self._room()
+            if (self.stopped or self.ended) and not (self.open_items or self.account.unsent or self.give_backs):
+                return
+            await self._renew_if_due()
+            if self.give_backs:
+                await self._return_items()
+            busy = False
+            if room or self.account.unsent:
+                busy = await self._exchange(room)
+            if not busy:
+                await self._wait(room)
+                last_yield = perf_counter()
+            elif perf_counter() - last_yield > SLICE_SECONDS:
+                await anyio.lowlevel.checkpoint()
+                last_yield = perf_counter()
+
+    def _room(self) -> int:
+        """Return how many items may be fetched now."""
+        inbox = self.route.inbox
+        room = LEAST_FETCH
+        if inbox is not None:
+            if inbox.held and inbox.held + self.route.max_size > inbox.max_items:
+                return 0
+            if inbox.max_bytes is not None and inbox.held and inbox.held_bytes >= inbox.max_bytes:
+                return 0
+            room = max(inbox.max_items - inbox.held, 1)
+        return max(0, min(room, self.max_gap - self.ledger.span()))
+
+    def _room_bytes(self) -> int | None:
+        inbox = self.route.inbox
+        if inbox is None or inbox.max_bytes is None:
+            return None
+        return max(1, inbox.max_bytes - inbox.held_bytes)
+
+    async def _exchange(self, room: int) -> bool:
+        """Tell the source what is final and take what it has; return whether anything came."""
+        statement = self.account.statement()
+        try:
+            chunk = await self._bounded(
+                lambda: self.session.exchange(statement, max_items=room, max_bytes=self._room_bytes()),
+                "take what was settled",
+            )
+        except Exception as error:
+            await self._trouble(error)
+            return True
+        self.account.told()
+        self._troubles = 0
+        if chunk is None:
+            self.ended = True
+            return True
+        if chunk.lost:
+            self.lost(self.account, chunk.lost)
+        if not chunk.items:
+            return False
+        await self._take_in(chunk)
+        return True
+
+    async def _take_in(self, chunk: Chunk[object]) -> None:
+        now = self.clock()
+        # No checkpoint between the answer and this line: what was fetched is in the ledger.
+        hold = self.ledger.register(len(chunk.items), self.account, now, chunk)
+        self.open_items += len(chunk.items)
+        if self.keep_items:
+            hold.items = chunk.items
+        for piece in _pieces(hold, chunk, now):
+            await self.route.send(piece)
+
+    async def wind_up(self, back: Sequence[Deliveries]) -> None:
+        """Give back *back* and make the last settlement; for the end of a run, when `pump` runs no more."""
+        if back or self.give_backs:
+            await self.session.give_back([*self.give_backs, *back], refund=True)
+        if self.account.unsent:
+            await self.session.exchange(self.account.statement(), max_items=0, max_bytes=None)
+            self.account.told()
+
+    async def _trouble(self, error: Exception) -> None:
+        """Wait before the same call is made again, or end the run."""
+        category = self.ask(Failure(error, "source", self.account.name, self._troubles + 1))
+        self._troubles += 1
+        if category not in (Category.TRANSIENT, Category.DEPENDENCY) or self._troubles >= 8:
+            error.add_note(f"source {self.account.name!r} failed; items in hand are given back")
+            raise error
+        await anyio.sleep(Retry().delay(self._troubles, error, None, self.rng))
+
+    async def _return_items(self) -> None:
+        items, self.give_backs = self.give_backs, []
+        await self._bounded(lambda: self.session.give_back(items, refund=True), "take items back")
+
+    async def _renew_if_due(self) -> None:
+        claim = self.session.claim_seconds
+        if claim is None or self.clock() < self._renewed + claim / 3:
+            return
+        failures, self.failures = self.failures, []
+        started = self.clock()
+        gone = await self._bounded(lambda: self.session.renew(failures), "renew its claims")
+        self._renewed = started
+        if gone:
+            self.lost(self.account, gone)
+
+    async def _bounded(self, call: Callable[[], Awaitable[R]], purpose: str) -> R:
+        """Make one call that changes who owns items: not cut off by cancellation, but by a deadline."""
+        with anyio.move_on_after(CALL_SECONDS, shield=True):
+            return await call()
+        raise SettlementError(f"source {self.account.name!r} did not {purpose} within {CALL_SECONDS:g} s")
+
+    async def _wait(self, room: int) -> None:
+        """Wait until something is to be done."""
+        claim = self.session.claim_seconds
+        until = math.inf if claim is None else self._renewed + claim / 3
+        with anyio.CancelScope(deadline=until) as scope:
+            self._waiting = scope
+            if self.account.unsent:
+                scope.deadline = min(until, anyio.current_time() + (LINGER_SECONDS if self.open_items else 0))
+            if not (room or self.stopped or self.ended or self._asked_for_room) and self.route.inbox is not None:
+                self._asked_for_room = True
+                self.route.inbox.call_when_room(
+                    self._has_room, max(self.route.max_size, self.route.inbox.max_items // 2)
+                )
+            if room:
+                await self.session.wait_ready()
+            else:
+                await anyio.sleep_forever()
+        self._waiting = None
+
+
+def _pieces(hold: Hold, chunk: Chunk[object], now: float) -> list[Piece]:
+    """Return the items as one piece, but for those that were handed out so often that they have to run alone."""
+    keys = list(chunk.keys) if chunk.keys is not None else None
+    rest = Piece(list(chunk.items), hold.base, hold.stop, keys=keys, since=now)
+    if isinstance(chunk.deliveries, int) and chunk.deliveries < ALONE_FROM:
+        return [rest]
+    pieces: list[Piece] = []
+    done = 0
+    for index in range(len(chunk.items)):
+        position = hold.base + index
+        if hold.deliveries(position) - hold.failures(position) >= ALONE_FROM:
+            if index > done:
+                pieces.append(rest.split(index - done))
+            alone = rest.split(1)
+            alone.record = Record(failures=hold.failures(position), alone=True)
+            pieces.append(alone)
+            done = index + 1
+    return [*pieces, rest] if rest.items else pieces
+
+
+def _items(count: int) -> str:
+    return "1 item" if count == 1 else f"{count} items"

@@ -1,0 +1,503 @@
+"""The recipe that a user writes, and how it is run."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast, overload
+
+from attrs import evolve, frozen
+
+from forebay._checks import (
+    a,
+    at_least,
+    check_callable,
+    check_handler,
+    check_run_in,
+    default_concurrency,
+    returns_none,
+    seconds,
+    without_password,
+)
+from forebay._handler import RunIn, is_async, name_of
+from forebay._recipe import ForkSpec, InlineSpec, Node, Recipe, SourceSpec, StageSpec, Store
+from forebay._retry import Retry
+from forebay._run import Run
+from forebay._scope import open_scope
+from forebay._types import Again, Dropped, Failed, Outcome, Summary
+from forebay.abc import Sink, Source
+
+if TYPE_CHECKING:
+    from forebay.hooks import Plugins
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+@frozen
+class ClosedPipeline:
+    """A recipe that ends in a sink or in branches; it can only be run."""
+
+    recipe: Recipe
+    _why: str
+
+    async def run(
+        self,
+        *,
+        plugins: Plugins | None = None,
+        observers: Sequence[object] = (),
+        drain_timeout: float = 10.0,
+        seed: int | None = None,
+    ) -> Summary:
+        """Run the recipe until its sources are at their end and every item has its outcome.
+
+        Runs in one task group; nothing outlives the call. Inside `open_scope` the run drains when the scope does.
+        If it is cancelled, items in hand are given back to their source and what has an outcome is settled first.
+
+        Args:
+            plugins: Where names and URLs in the recipe are looked up; `None`: what is installed, for this run only.
+            observers: Objects with some of the methods of `forebay.abc.Observer`.
+            drain_timeout: Seconds that the run may take to finish what is in hand once it has been told to drain.
+            seed: Seed of all chance in the run, which is the jitter of retries.
+
+        Raises:
+            PluginError: a name or URL is not known; nothing has been fetched.
+            Exception: what a handler raised for an item that failed for good where the stage has no `dead_letters`,
+                or what a source raised, after the items before it had their outcome. It comes bare, with notes;
+                only when several parts failed at once they come in an `ExceptionGroup`.
+        """
+        return await _run(self.recipe, plugins, observers, drain_timeout, seed)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """Explain why no stage can follow."""
+        if name in _METHODS:
+            raise TypeError(f"nothing can follow here: {self._why}; call {name}() before it")
+        raise AttributeError(f"ClosedPipeline has no attribute {name!r}")
+
+
+@frozen
+class Pipeline(Generic[T]):
+    """A recipe: sources and what happens to their items. It is a value; each method returns a longer one.
+
+    Nothing starts before `run`. Items stay in order from source to sink except where several calls of a
+    stage are in flight at once; behind `key_by` the items of each key stay in order all the same.
+    """
+
+    recipe: Recipe
+
+    # --- Steps and stages of one item -----------------------------------------------------------
+
+    @overload
+    def map(
+        self,
+        func: Callable[[T], Awaitable[U]],
+        /,
+        *,
+        name: str | None = None,
+        max_concurrency: int | None = None,
+        time_limit: float | None = None,
+        retry: Retry | None = None,
+        dead_letters: Store | None = None,
+    ) -> Pipeline[U]: ...
+    @overload
+    def map(
+        self,
+        func: Callable[[T], U],
+        /,
+        *,
+        name: str | None = None,
+        run_in: RunIn = "loop",
+        max_concurrency: int | None = None,
+        time_limit: float | None = None,
+        retry: Retry | None = None,
+        dead_letters: Store | None = None,
+    ) -> Pipeline[U]: ...
+    def map(self, func: Callable[[T], Any], /, **options: Any) -> Pipeline[Any]:  # noqa: D417  # the overloads name them
+        """Replace each item with what *func* returns for it.
+
+        A plain function runs inline in the pump, where a call costs little more than in a bare loop; it fails by
+        raising. `run_in="thread"` or `"process"` moves it off the event loop. An async function runs in a stage of
+        its own, with 16 calls in flight unless *max_concurrency* says otherwise.
+
+        Args:
+            func: Function of one item.
+            name: What to call the step in reports; the function's name by default.
+            run_in: Where a plain function runs.
+            max_concurrency: Calls in flight at once, for async functions, threads and processes.
+            time_limit: Seconds after which a call is cut off; the item then counts as failed and perhaps done.
+            retry: When an item that failed is run again. By default 3 attempts, for transient failures only.
+            dead_letters: Where items go that failed for good. Without, such a failure ends the run.
+        """
+        return self._per_item("map", func, func, (), **options)
+
+    def filter(self, func: Callable[[T], object], /, **options: Any) -> Pipeline[T]:
+        """Keep the items for which *func* returns something true; the others are final and counted as filtered.
+
+        *func* and the options are as in `map`.
+        """
+        after = (_inline("filter", _first, func), _inline("map", _second, func))
+        call: Callable[[Any], Any] = func
+        pair = partial(_pair_async, call) if is_async(func) else partial(_pair, call)
+        return cast("Pipeline[T]", self._per_item("filter", func, pair, after, **options))
+
+    @overload
+    def flat_map(self, func: Callable[[T], Awaitable[Iterable[U]]], /, **options: Any) -> Pipeline[U]: ...
+    @overload
+    def flat_map(self, func: Callable[[T], Iterable[U]], /, **options: Any) -> Pipeline[U]: ...
+    def flat_map(self, func: Callable[[T], Any], /, **options: Any) -> Pipeline[Any]:
+        """Replace each item with all the items of the iterable that *func* returns for it.
+
+        An item is settled when all that came of it is. *func* and the options are as in `map`.
+        """
+        return self._per_item("flat_map", func, func, (_inline("flat_map", _itself, func),), **options)
+
+    def tap(self, func: Callable[[T], object], /, **options: Any) -> Pipeline[T]:
+        """Call *func* with each item and pass the item on as it is.
+
+        *func* and the options are as in `map`; if it raises, the item has failed.
+        """
+        call: Callable[[Any], Any] = func
+        passing = partial(_passing_async, call) if is_async(func) else partial(_passing, call)
+        return cast("Pipeline[T]", self._per_item("tap", func, passing, (), **options))
+
+    def key_by(self, func: Callable[[T], str], /, *, name: str | None = None) -> Pipeline[T]:
+        """Keep the items of each key in order from here on: a later stage never has two of them in hand at once.
+
+        An item that waits for another attempt holds back the later ones of its key; other keys go on.
+
+        Args:
+            func: Returns the key of an item. It runs inline and must be a plain function.
+            name: What to call the step in reports.
+        """
+        check_callable("key_by", func)
+        if is_async(func):
+            raise TypeError(f"key_by needs a plain function, not {name_of(func)!r}, which is async")
+        return self._longer(InlineSpec("key_by", func, name or f"key_by {name_of(func)}"))
+
+    def _per_item(
+        self,
+        kind: str,
+        func: Callable[[Any], Any],
+        call: Callable[[Any], Any],
+        after: tuple[InlineSpec, ...],
+        *,
+        name: str | None = None,
+        run_in: RunIn = "loop",
+        max_concurrency: int | None = None,
+        time_limit: float | None = None,
+        retry: Retry | None = None,
+        dead_letters: Store | None = None,
+    ) -> Pipeline[Any]:
+        check_callable(kind, func)
+        check_run_in(kind, func, run_in)
+        shown = name or f"{kind} {name_of(func)}"
+        if not is_async(func) and run_in == "loop":
+            for argument, value in (("max_concurrency", max_concurrency), ("time_limit", time_limit)):
+                if value is not None:
+                    raise ValueError(
+                        f"{argument} has no meaning for {shown!r}, a plain function that runs inline; "
+                        f"pass run_in='thread' or run_in='process', or an async function"
+                    )
+            return self._longer(InlineSpec(kind, func, shown, retry, dead_letters))
+        stage = StageSpec(
+            call,
+            shown,
+            per_item=True,
+            max_size=256,
+            max_concurrency=at_least("max_concurrency", max_concurrency or default_concurrency(run_in), 1),
+            run_in=run_in,
+            time_limit=seconds("time_limit", time_limit),
+            retry=retry,
+            dead_letters=dead_letters,
+        )
+        return self._longer(stage, *after)
+
+    # --- Stages of batches ----------------------------------------------------------------------
+
+    @overload  # a sink's None is no sequence of results, which no checker sees here
+    def map_batches(  # type: ignore[overload-overlap]
+        self,
+        func: Sink[T] | str | Callable[[list[T]], Awaitable[Sequence[Outcome] | None]] | Callable[[list[T]], None],
+        /,
+        *,
+        max_size: int,
+        max_age: float = 0.05,
+        max_bytes: int | None = None,
+        weigh: Callable[[T], int] | None = None,
+        max_concurrency: int = 1,
+        capacity: int | None = None,
+        run_in: RunIn = "loop",
+        time_limit: float | None = None,
+        idempotent: bool = False,
+        in_order: bool = False,
+        retry: Retry | None = None,
+        dead_letters: Store | None = None,
+        name: str | None = None,
+    ) -> ClosedPipeline: ...
+    @overload
+    def map_batches(
+        self,
+        func: Callable[[list[T]], Awaitable[Sequence[U | Failed | Again | Dropped]]],
+        /,
+        *,
+        max_size: int,
+        max_age: float = 0.05,
+        max_bytes: int | None = None,
+        weigh: Callable[[T], int] | None = None,
+        max_concurrency: int = 1,
+        capacity: int | None = None,
+        time_limit: float | None = None,
+        idempotent: bool = False,
+        in_order: bool = False,
+        retry: Retry | None = None,
+        dead_letters: Store | None = None,
+        name: str | None = None,
+    ) -> Pipeline[U]: ...
+    @overload
+    def map_batches(
+        self,
+        func: Callable[[list[T]], Sequence[U | Failed | Again | Dropped]],
+        /,
+        *,
+        max_size: int,
+        max_age: float = 0.05,
+        max_bytes: int | None = None,
+        weigh: Callable[[T], int] | None = None,
+        max_concurrency: int = 1,
+        capacity: int | None = None,
+        run_in: RunIn = "loop",
+        time_limit: float | None = None,
+        idempotent: bool = False,
+        in_order: bool = False,
+        retry: Retry | None = None,
+        dead_letters: Store | None = None,
+        name: str | None = None,
+    ) -> Pipeline[U]: ...
+    def map_batches(
+        self,
+        func: Any,
+        /,
+        *,
+        max_size: int,
+        max_age: float = 0.05,
+        max_bytes: int | None = None,
+        weigh: Callable[[Any], int] | None = None,
+        max_concurrency: int = 1,
+        capacity: int | None = None,
+        run_in: RunIn = "loop",
+        time_limit: float | None = None,
+        idempotent: bool = False,
+        in_order: bool = False,
+        retry: Retry | None = None,
+        dead_letters: Store | None = None,
+        name: str | None = None,
+    ) -> Any:
+        """Call *func* with lists of items, and go on with the results it returns for them.
+
+        A batch goes out as soon as one of *max_concurrency* calls is free, with what has gathered by then; so sizes
+        grow with the load and nothing waits for company. A plain iterable always fills its batches.
+
+        *func* returns one result for each item, in order, or `None`: then it is a sink and nothing can follow.
+        `Failed(error)`, `Again(after)` or `Dropped(reason)` may stand in an item's place. To report failures from a
+        sink, raise `BatchFailed({index: error})`. Any other exception is classified: what may pass is retried as a
+        whole batch; otherwise the batch is taken apart to find the item, by halves if *idempotent*, else one by one.
+        The list belongs to forebay: do not change it.
+
+        Args:
+            func: Async or plain function of a list; or a `Sink`, or the name or URL of one.
+            max_size: Most items in a batch.
+            max_age: Longest time in seconds that items from a slow iterable wait for their batch to fill.
+            max_bytes: Most bytes in a batch, as *weigh* counts them. A larger item goes alone.
+            weigh: Returns the size of an item in bytes.
+            max_concurrency: Calls in flight at once.
+            capacity: Items that may wait in front of the stage; 4 batches, at least 1,024, by default.
+            run_in: Where a plain function runs.
+            time_limit: Seconds after which a call is cut off; its items then count as failed and perhaps done.
+            idempotent: Whether handling an item twice does no harm.
+            in_order: Behind `key_by`: whether *func* applies the items of a batch in order and, after one that failed,
+                reports the rest of its key as not done. Then a batch may hold several items of a key.
+            retry: When items that failed are run again. By default 3 attempts, for transient failures only.
+            dead_letters: Where items go that failed for good: a store, or the name or URL of one.
+                Without, such a failure ends the run.
+            name: What to call the stage in reports; the function's name by default.
+        """
+        check_handler(func)
+        function = func if callable(func) and not isinstance(func, (str, Sink)) else None
+        if function is not None:
+            check_run_in("map_batches", function, run_in)
+        if max_bytes is not None and weigh is None:
+            raise ValueError("max_bytes needs weigh, a function that returns the size of one item in bytes")
+        shown = name or (without_password(func) if isinstance(func, str) else name_of(func))
+        spec = StageSpec(
+            func,
+            shown,
+            per_item=False,
+            max_size=at_least("max_size", max_size, 1),
+            max_concurrency=at_least("max_concurrency", max_concurrency, 1),
+            max_age=seconds("max_age", max_age, zero=True) or 0.0,
+            max_bytes=None if max_bytes is None else at_least("max_bytes", max_bytes, 1),
+            weigh=weigh,
+            capacity=0 if capacity is None else at_least("capacity", capacity, 1),
+            run_in=run_in,
+            time_limit=seconds("time_limit", time_limit),
+            retry=retry,
+            dead_letters=dead_letters,
+            idempotent=idempotent,
+            in_order=in_order,
+        )
+        longer: Pipeline[Any] = self._longer(spec)
+        if function is None or returns_none(function):
+            return ClosedPipeline(longer.recipe, f"stage {shown!r} is a sink, which has no results")
+        return longer
+
+    def branch(self, *builders: Callable[[Pipeline[T]], Pipeline[Any] | ClosedPipeline]) -> ClosedPipeline:
+        """Send every item down several branches; it is settled when all of them have settled it.
+
+        Args:
+            builders: Each gets an empty pipeline and returns it with the steps and stages of one branch.
+        """
+        if len(builders) < 2:
+            raise ValueError(f"branch() needs at least 2 branches, not {len(builders)}")
+        empty: Pipeline[T] = Pipeline(evolve(self.recipe, nodes=()))
+        branches = [builder(empty).recipe.nodes for builder in builders]
+        longer: Pipeline[Any] = self._longer(ForkSpec(branches))
+        return ClosedPipeline(longer.recipe, "the pipeline has branched")
+
+    async def run(
+        self,
+        *,
+        plugins: Plugins | None = None,
+        observers: Sequence[object] = (),
+        drain_timeout: float = 10.0,
+        seed: int | None = None,
+    ) -> Summary:
+        """Run the recipe until its sources are at their end; see `ClosedPipeline.run`. Last results are thrown away."""
+        return await _run(self.recipe, plugins, observers, drain_timeout, seed)
+
+    def _longer(self, *nodes: Node) -> Pipeline[Any]:
+        return Pipeline(evolve(self.recipe, nodes=(*self.recipe.nodes, *nodes)))
+
+
+_METHODS = frozenset({"map", "filter", "flat_map", "tap", "key_by", "map_batches", "branch"})
+
+
+@overload
+def pipeline(
+    source: str,
+    /,
+    *more: str,
+    name: str = "pipeline",
+    in_thread: bool = False,
+    retry: Retry | None = None,
+    dead_letters: Store | None = None,
+    max_gap: int = 65_536,
+) -> Pipeline[Any]: ...
+@overload
+def pipeline(
+    source: Iterable[T] | AsyncIterable[T] | Source[T],
+    /,
+    *more: Iterable[T] | AsyncIterable[T] | Source[T],
+    name: str = "pipeline",
+    in_thread: bool = False,
+    retry: Retry | None = None,
+    dead_letters: Store | None = None,
+    max_gap: int = 65_536,
+) -> Pipeline[T]: ...
+def pipeline(
+    source: Any,
+    /,
+    *more: Any,
+    name: str = "pipeline",
+    in_thread: bool = False,
+    retry: Retry | None = None,
+    dead_letters: Store | None = None,
+    max_gap: int = 65_536,
+) -> Pipeline[Any]:
+    """Begin a recipe with the items of *source*, and of *more* sources merged into it.
+
+    A plain iterable has nothing to acknowledge to: after a crash it starts again from its beginning.
+
+        summary = await forebay.pipeline(range(1000)).map(str).map_batches(store, max_size=100).run()
+
+    Args:
+        source: An iterable or async iterable, a `forebay.abc.Source`, or the name or URL of one that a plugin knows.
+        more: Further sources of the same items, each read at its own pace.
+        name: Name of the pipeline, in reports, dead letters and consumer groups.
+        in_thread: Read iterables in a thread each, because they block.
+        retry: Policy of all steps and stages that have none of their own.
+        dead_letters: Store of all steps and stages that have none of their own.
+        max_gap: Items between the oldest that is not final and the newest that was fetched; fetching stops there.
+    """
+    sources = tuple(_source_spec(one, index, in_thread) for index, one in enumerate((source, *more)))
+    names = [spec.name for spec in sources]
+    unique = tuple(
+        spec if names.count(spec.name) == 1 else evolve(spec, name=f"{spec.name}-{index}")
+        for index, spec in enumerate(sources)
+    )
+    return Pipeline(
+        Recipe(name, unique, retry=retry, dead_letters=dead_letters, max_gap=at_least("max_gap", max_gap, 1))
+    )
+
+
+def _source_spec(source: object, index: int, in_thread: bool) -> SourceSpec:
+    if isinstance(source, str):
+        return SourceSpec(source, without_password(source))
+    if isinstance(source, (bytes, bytearray)) or not isinstance(source, (Iterable, AsyncIterable, Source)):
+        raise TypeError(
+            f"source must be an iterable, an async iterable, a Source, or the name or URL of one, "
+            f"not {source!r:.100}, {a(type(source).__name__)}"
+        )
+    name = getattr(source, "name", None) or getattr(source, "__name__", None) or type(source).__name__
+    return SourceSpec(source, name if isinstance(name, str) else type(source).__name__, in_thread)
+
+
+async def _run(
+    recipe: Recipe, plugins: Plugins | None, observers: Sequence[object], drain_timeout: float, seed: int | None
+) -> Summary:
+    from forebay.hooks import Plugins as _Plugins  # loaded with the first run: it brings pluggy
+
+    known = _Plugins() if plugins is None else plugins
+    listeners = known.events(observers)
+    run = Run(recipe, lambda kind, name: known.kind(kind).build(name), listeners, random.Random(seed))
+    async with open_scope(drain_timeout=drain_timeout, name=recipe.name) as scope:
+        scope.start_soon(run.main, scope, name=f"forebay {recipe.name}")
+    assert run.summary is not None, "the run was cut off before it began"
+    return run.summary
+
+
+# --- Functions that stand in for the user's, so that a stage has one shape only ------------------
+
+
+def _inline(kind: str, call: Callable[[Any], object], func: object) -> InlineSpec:
+    return InlineSpec(kind, call, f"{kind} {name_of(func)}")
+
+
+def _pair(func: Callable[[Any], object], item: object) -> tuple[object, object]:
+    return func(item), item
+
+
+async def _pair_async(func: Callable[[Any], Awaitable[object]], item: object) -> tuple[object, object]:
+    return await func(item), item
+
+
+def _passing(func: Callable[[Any], object], item: object) -> object:
+    func(item)
+    return item
+
+
+async def _passing_async(func: Callable[[Any], Awaitable[object]], item: object) -> object:
+    await func(item)
+    return item
+
+
+def _first(pair: tuple[object, object]) -> object:
+    return pair[0]
+
+
+def _second(pair: tuple[object, object]) -> object:
+    return pair[1]
+
+
+def _itself(items: Iterable[object]) -> Iterable[object]:
+    return items

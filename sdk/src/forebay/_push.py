@@ -1,0 +1,554 @@
+"""Push: callers submit single items and wait each for its own result; forebay makes batches of them."""
+
+from __future__ import annotations
+
+import random
+import time
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
+
+import anyio
+from attrs import define, frozen
+
+from forebay._batcher import Piece, Record
+from forebay._channel import Buffer
+from forebay._checks import at_least, check_callable, check_run_in, seconds
+from forebay._clock import measuring_clock
+from forebay._dead_letter import make_dead_letter, put_letters
+from forebay._errors import (
+    BatcherClosedError,
+    BatchError,
+    ItemDroppedError,
+    PluginError,
+)
+from forebay._handler import BatchPart, RunIn, build_call, name_of
+from forebay._retry import Retry, classify
+from forebay._scope import Scope, open_scope
+from forebay._stage import Batch, Dead, Stage
+from forebay._types import Again, DeadLetter, DeadLettered, DeadLetterId, Dropped, Failed, Member, StageSummary
+from forebay.abc import DeadLetterStore
+
+if TYPE_CHECKING:
+    from forebay.hooks import Events, Plugins
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_GONE = object()
+"""Stands in the place of an item whose caller has gone before its batch started."""
+
+
+@frozen
+class _Failure:
+    """Stands in the place of a result: the caller gets this exception."""
+
+    error: BaseException
+
+
+@frozen
+class _Moved:
+    """Stands in the place of a result: the item goes on at another place."""
+
+    slip: _Slip
+    index: int
+
+
+_SPECIAL = frozenset({_Failure, _Moved})
+
+
+class _Slip(Piece):
+    """The items of callers who wait together, and their results when there are any."""
+
+    __slots__ = ("answered", "outcomes", "started", "ticket")
+
+    def __init__(self, items: list[object], ticket: int, since: float) -> None:
+        super().__init__(items, since=since)
+        self.ticket = ticket  # number of the first item, counted over all that were submitted
+        self.answered = anyio.Event()
+        self.outcomes: Sequence[object] = ()
+        self.started = False
+
+    def like(self, items: list[object]) -> Piece:
+        """Return what stands for results of this slip."""
+        return _Answer(self, items)
+
+
+class _Answer(Piece):
+    __slots__ = ("slip",)
+
+    def __init__(self, slip: _Slip, results: list[object]) -> None:
+        super().__init__(results)
+        self.slip = slip
+
+
+class _Desk(Buffer[Piece]):
+    """The queue in front of the stage: slips, of which the last is open for more items."""
+
+    __slots__ = ("all_answered", "open_slip", "unanswered")
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity)
+        self.all_answered: anyio.Event | None = None
+        self.open_slip: _Slip | None = None
+        self.unanswered: dict[_Slip, None] = {}
+
+    def take_nowait(self, max_items: int, max_bytes: int | None) -> list[Piece]:
+        """Return the oldest slip, closed, without the items whose callers have gone."""
+        while self.parts:
+            slip = self.parts.popleft()
+            assert isinstance(slip, _Slip)
+            if slip is self.open_slip:
+                self.open_slip = None
+            self.held -= len(slip.items)
+            self.taken += len(slip.items)
+            self.wake_putters()
+            slip.started = True
+            if _GONE not in slip.items:
+                return [slip]
+            live = self.move(slip, [index for index, item in enumerate(slip.items) if item is not _GONE])
+            if live.items:
+                return [live]
+            self.answer(live, ())
+        return []
+
+    def move(self, slip: _Slip, indexes: Sequence[int]) -> _Slip:
+        """Move the items at *indexes* to a slip of their own; nobody waits for the others."""
+        live = _Slip([slip.items[index] for index in indexes], slip.ticket, slip.since)
+        live.started = True
+        self.unanswered[live] = None
+        outcomes: list[object] = [None] * len(slip.items)
+        for place, index in enumerate(indexes):
+            outcomes[index] = _Moved(live, place)
+        self.answer(slip, outcomes)
+        return live
+
+    def single(self, slip: _Slip, index: int) -> _Slip:
+        """Return a slip for the item at *index* alone; the caller links the old one to it."""
+        one = _Slip([slip.items[index]], slip.ticket + index, slip.since)
+        one.started = True
+        self.unanswered[one] = None
+        return one
+
+    def answer(self, slip: _Slip, outcomes: Sequence[object]) -> None:
+        """Give every caller of *slip* its result."""
+        slip.outcomes = outcomes
+        slip.answered.set()
+        del self.unanswered[slip]
+        if not self.unanswered and self.all_answered is not None:
+            self.all_answered.set()
+
+
+@frozen
+class BatcherStatistics:
+    """A reading of a batcher."""
+
+    waiting: int
+    """Items whose batch has not started."""
+    in_flight: int
+    """Calls of the handler that are running."""
+    submitted: int
+    stage: StageSummary
+    """What the handler has done so far."""
+
+
+@define(eq=False)
+class Batcher(Generic[T, R]):
+    """Takes items one by one, from any number of tasks, and hands out their results."""
+
+    _stage: Stage
+    _desk: _Desk
+    _name: str
+    _clock: Callable[[], float]
+    _weigh: Callable[[T], int] | None
+    _open_bytes: int = 0
+    _closed: bool = False
+    _submitted: int = 0
+
+    async def submit(self, item: T, /) -> R:
+        """Add *item* to the next batch and wait for its own result.
+
+        Any number of tasks may call this at once. Waits while the batcher is full.
+        If the caller is cancelled before the batch starts, the item is dropped;
+        after that the batch runs on and the result is thrown away.
+
+        Raises:
+            BatcherClosedError: the batcher is shutting down.
+            BatchError: the batch failed as a whole; the cause is what the handler raised.
+            ItemDroppedError: the handler dropped the item.
+            Exception: what the handler reported for this item.
+        """
+        desk = self._desk
+        if self._closed or desk.held >= desk.max_items or desk.waiting_putters:
+            await self._wait_room()
+        slip = desk.open_slip
+        if slip is None or (self._weigh is not None and self._is_full(slip, item)):
+            slip = self._new_slip()
+        items = slip.items
+        index = len(items)
+        items.append(item)
+        desk.held += 1
+        self._submitted += 1
+        if index + 1 >= self._stage.max_size:
+            desk.open_slip = None
+        try:
+            await slip.answered.wait()
+        finally:
+            if not slip.started:
+                items[index] = _GONE
+        outcome = slip.outcomes[index]
+        if type(outcome) in _SPECIAL:
+            return cast("R", await _follow(outcome))
+        return cast("R", outcome)
+
+    async def _wait_room(self) -> None:
+        """Wait for a place, behind those who wait already."""
+        self._check_open()
+        desk = self._desk
+        while True:
+            event = anyio.Event()
+            desk.call_when_room(event.set, 1)
+            await event.wait()
+            self._check_open()
+            if desk.held < desk.max_items:
+                return
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BatcherClosedError(f"batcher {self._name!r} is shutting down and takes no more items")
+
+    def _new_slip(self) -> _Slip:
+        desk = self._desk
+        slip = _Slip([], self._submitted, self._clock())
+        desk.unanswered[slip] = None
+        desk.open_slip = slip
+        self._open_bytes = 0
+        desk.push(slip, 0)
+        return slip
+
+    def _is_full(self, slip: _Slip, item: T) -> bool:
+        """Return whether *item* would make the open batch too large; a larger one than the limit goes alone."""
+        assert self._weigh is not None
+        assert self._stage.max_bytes is not None
+        if not slip.items:
+            self._open_bytes = 0
+        size = self._weigh(item)
+        if slip.items and self._open_bytes + size > self._stage.max_bytes:
+            self._open_bytes = size
+            return True
+        self._open_bytes += size
+        return False
+
+    def statistics(self) -> BatcherStatistics:
+        """Return a reading of the batcher."""
+        return BatcherStatistics(
+            waiting=self._desk.held,
+            in_flight=self._stage.in_flight,
+            submitted=self._submitted,
+            stage=self._stage.metrics.summary(self._name),
+        )
+
+    def _close(self) -> None:
+        self._closed = True
+        self._desk.wake_all()
+
+    def _abandon(self) -> None:
+        """Tell everybody who still waits that nothing will come."""
+        error = BatcherClosedError(f"batcher {self._name!r} was shut down before the item had a result")
+        for slip in list(self._desk.unanswered):
+            self._desk.answer(slip, [_Failure(error)] * len(slip.items))
+
+
+async def _follow(outcome: object) -> object:
+    """Return the result behind *outcome*, wherever the item has gone, or raise its failure."""
+    while isinstance(outcome, _Moved):
+        await outcome.slip.answered.wait()
+        outcome = outcome.slip.outcomes[outcome.index]
+    if isinstance(outcome, _Failure):
+        raise outcome.error
+    return outcome
+
+
+@define(eq=False)
+class _PushExit:
+    """Where a batcher's items go once the stage has decided: to their callers."""
+
+    desk: _Desk
+    name: str
+    store: DeadLetterStore | None
+    delay: Callable[[int, BaseException], float]
+    member: Member
+    dead_lettered: Callable[[DeadLettered], None] | None
+
+    def told_time(self, now: float) -> float:
+        """Nothing here needs the time."""
+        return now
+
+    def finish(self, pieces: Sequence[Piece]) -> None:
+        """Hand out results; a handler without results answers `None`."""
+        for piece in pieces:
+            if isinstance(piece, _Answer):
+                self.desk.answer(piece.slip, piece.items)
+            else:
+                assert isinstance(piece, _Slip)
+                self.desk.answer(piece, [None] * len(piece.items))
+
+    async def forward(self, pieces: Sequence[Piece]) -> None:
+        """Never called: nothing follows."""
+        raise AssertionError("a batcher has one stage")  # pragma: no cover -- last=True
+
+    def scatter(self, batch: Batch) -> list[Piece]:
+        """Give each item a slip of its own."""
+        singles: list[Piece] = []
+        for slip in batch.pieces:
+            assert isinstance(slip, _Slip)
+            if len(slip.items) == 1:
+                singles.append(slip)
+                continue
+            ones = [self.desk.single(slip, index) for index in range(len(slip.items))]
+            self.desk.answer(slip, [_Moved(one, 0) for one in ones])
+            singles += ones
+        return singles
+
+    def drop(self, piece: Piece, reason: str) -> None:
+        """Tell the caller that its item was dropped."""
+        self._fail(piece, ItemDroppedError(f"{self.name}() dropped the item: {reason}"))
+
+    async def set_aside(self, dead: Sequence[Dead], batch: Batch) -> None:
+        """Raise in each caller, after the item is in the dead-letter store if there is one."""
+        if self.store is not None:
+            letters = [self._letter(one, batch) for one in dead]
+            await put_letters(self.store, letters, self.delay)
+            if self.dead_lettered is not None:
+                self.dead_lettered(DeadLettered(self.name, letters))
+        for one in dead:
+            self._fail(one.piece, self._error(one, batch))
+
+    def _error(self, dead: Dead, batch: Batch) -> BaseException:
+        if dead.error is not batch.error:
+            return dead.error
+        error = BatchError(f"{self.name}() failed: {type(dead.error).__name__}: {dead.error}")
+        error.__cause__ = dead.error
+        return error
+
+    def _fail(self, piece: Piece, error: BaseException) -> None:
+        assert isinstance(piece, _Slip)
+        self.desk.answer(piece, [_Failure(error)])
+
+    def _letter(self, dead: Dead, batch: Batch) -> DeadLetter:
+        assert isinstance(dead.piece, _Slip)
+        now = time.time()
+        return make_dead_letter(
+            id=DeadLetterId(self.member.id, "submit", 0, str(dead.piece.ticket)),
+            item=dead.piece.items[0],
+            error=dead.error,
+            category=dead.category,
+            stage=self.name,
+            attempts=dead.attempts,
+            first_seen=now,
+            now=now,
+            member=self.member,
+            batch_id=str(batch.id),
+        )
+
+    def failures_before(self, piece: Piece, index: int) -> int:
+        """Return 0: what is submitted is new."""
+        return 0
+
+    def send_back(self, piece: Piece, record: Record, delay: float, error: BaseException) -> bool:
+        """Return `False`: there is no source to send an item back to."""
+        return False
+
+    def parts(self, batch: Batch) -> tuple[BatchPart, ...]:
+        """Return nothing: submitted items have no offsets."""
+        return ()
+
+    def maybe_done(self, batch: Batch) -> bool:
+        """Return `False`: nobody else had the items."""
+        return False
+
+
+@overload
+def open_batcher(
+    process: Callable[[list[T]], Awaitable[Sequence[R | Failed | Again | Dropped]]],
+    *,
+    max_size: int,
+    max_age: float = 0.005,
+    max_bytes: int | None = None,
+    weigh: Callable[[T], int] | None = None,
+    max_concurrency: int = 1,
+    capacity: int = 10_000,
+    time_limit: float | None = None,
+    idempotent: bool = False,
+    retry: Retry | None = None,
+    dead_letters: DeadLetterStore | str | None = None,
+    name: str | None = None,
+    plugins: Plugins | None = None,
+    observers: Sequence[object] = (),
+    drain_timeout: float = 10.0,
+) -> AbstractAsyncContextManager[Batcher[T, R]]: ...
+@overload
+def open_batcher(
+    process: Callable[[list[T]], Sequence[R | Failed | Again | Dropped]],
+    *,
+    max_size: int,
+    max_age: float = 0.005,
+    max_bytes: int | None = None,
+    weigh: Callable[[T], int] | None = None,
+    max_concurrency: int = 1,
+    capacity: int = 10_000,
+    run_in: RunIn = "loop",
+    time_limit: float | None = None,
+    idempotent: bool = False,
+    retry: Retry | None = None,
+    dead_letters: DeadLetterStore | str | None = None,
+    name: str | None = None,
+    plugins: Plugins | None = None,
+    observers: Sequence[object] = (),
+    drain_timeout: float = 10.0,
+) -> AbstractAsyncContextManager[Batcher[T, R]]: ...
+@asynccontextmanager
+async def open_batcher(
+    process: Callable[[Any], Any],
+    *,
+    max_size: int,
+    max_age: float = 0.005,
+    max_bytes: int | None = None,
+    weigh: Callable[[Any], int] | None = None,
+    max_concurrency: int = 1,
+    capacity: int = 10_000,
+    run_in: RunIn = "loop",
+    time_limit: float | None = None,
+    idempotent: bool = False,
+    retry: Retry | None = None,
+    dead_letters: DeadLetterStore | str | None = None,
+    name: str | None = None,
+    plugins: Plugins | None = None,
+    observers: Sequence[object] = (),
+    drain_timeout: float = 10.0,
+) -> AsyncGenerator[Batcher[Any, Any]]:
+    """Open a batcher: callers submit single items, *process* gets lists of them.
+
+        async with forebay.open_batcher(embed, max_size=64) as batcher:
+            vector = await batcher.submit("penstock")
+
+    A batch starts as soon as one of *max_concurrency* calls is free, with what has been submitted by then.
+    Nothing is retried or dead-lettered unless asked. Leaving the block takes no more items and finishes those that
+    wait, for at most *drain_timeout* seconds; inside `open_scope` the batcher drains with the scope.
+    An exception that leaves the block, and cancellation, end it at once. Callers that got no result by then
+    get `BatcherClosedError`; nobody waits for ever.
+
+    Args:
+        process: Async or plain function of a list; returns one result for each item, in order.
+            `Failed(error)`, `Again(after)` or `Dropped(reason)` may stand in an item's place.
+        max_size: Most items in a batch.
+        max_age: Longest time in seconds that an item waits for company while a call is free. Batches start
+            at once, so it is a bound for other controllers.
+        max_bytes: Most bytes in a batch, as *weigh* counts them. A larger item goes alone.
+        weigh: Returns the size of an item in bytes.
+        max_concurrency: Calls in flight at once.
+        capacity: Items that may wait; `submit` waits when there are more.
+        run_in: Where a plain function runs.
+        time_limit: Seconds after which a call is cut off.
+        idempotent: Whether handling an item twice does no harm; then a batch that failed as a whole is bisected.
+        retry: When items that failed are run again; not at all by default.
+        dead_letters: Store, or name or URL of one, for items that failed for good; their callers get the failure too.
+        name: What to call the batcher in reports; the function's name by default.
+        plugins: Where names and URLs are looked up, and whose hooks hear of events.
+        observers: Objects with some of the methods of `forebay.abc.Observer`.
+        drain_timeout: Seconds that the end may take.
+    """
+    check_callable("open_batcher", process)
+    check_run_in("open_batcher", process, run_in)
+    seconds("max_age", max_age, zero=True)
+    if max_bytes is not None and weigh is None:
+        raise ValueError("max_bytes needs weigh, a function that returns the size of one item in bytes")
+    shown = name or name_of(process)
+    desk = _Desk(at_least("capacity", capacity, 1))
+    clock = measuring_clock()
+    rng = random.Random()
+    async with AsyncExitStack() as stack:
+        events = _events(plugins, observers, dead_letters)
+        store = await _open_store(stack, plugins, dead_letters, shown)
+        way_out = _PushExit(
+            desk,
+            shown,
+            store,
+            lambda attempt, error: Retry().delay(min(attempt, 10), error, None, rng),
+            Member(f"{shown}-{uuid.uuid4().hex[:12]}", shown),
+            None if events is None else events.dead_lettered,
+        )
+        stage = Stage(
+            pipeline=shown,
+            name=shown,
+            call=build_call(
+                process, name=shown, per_item=False, run_in=run_in, time_limit=seconds("time_limit", time_limit)
+            ),
+            exit=way_out,
+            inbox=desk,
+            max_size=at_least("max_size", max_size, 1),
+            max_bytes=max_bytes,
+            max_concurrency=at_least("max_concurrency", max_concurrency, 1),
+            retry=retry,
+            idempotent=idempotent,
+            splits=retry is not None,
+            hands_out=True,
+            batch_done=None if events is None else events.batch_done,
+            ask=lambda failure: (None if events is None else events.classify(failure)) or classify(failure),
+            clock=clock,
+            rng=rng,
+        )
+        batcher: Batcher[Any, Any] = Batcher(stage, desk, shown, clock, weigh if max_bytes is not None else None)
+        async with _running(batcher, stage, desk, drain_timeout):
+            yield batcher
+
+
+@asynccontextmanager
+async def _running(batcher: Batcher[Any, Any], stage: Stage, desk: _Desk, drain_timeout: float) -> AsyncGenerator[None]:
+    try:
+        async with open_scope(drain_timeout=drain_timeout, name=batcher._name) as scope:  # pyright: ignore[reportPrivateUsage]  # same module
+            for _ in range(stage.max_concurrency):
+                scope.start_soon(stage.work)
+            scope.start_soon(stage.watch_due)
+            scope.start_soon(_close_when_draining, scope, batcher)
+            yield
+            batcher._close()  # pyright: ignore[reportPrivateUsage]
+            scope.drain("the block ended")
+            if desk.unanswered:
+                desk.all_answered = anyio.Event()
+                await desk.all_answered.wait()
+            scope.cancel("everything is answered")
+    finally:
+        batcher._close()  # pyright: ignore[reportPrivateUsage]
+        batcher._abandon()  # pyright: ignore[reportPrivateUsage]
+
+
+async def _close_when_draining(scope: Scope, batcher: Batcher[Any, Any]) -> None:
+    await scope.wait_draining()
+    batcher._close()  # pyright: ignore[reportPrivateUsage]
+
+
+def _events(plugins: Plugins | None, observers: Sequence[object], dead_letters: object) -> Events | None:
+    """Return who listens; without plugins and observers nobody does, and pluggy is not loaded."""
+    if plugins is None and not observers:
+        return None
+    from forebay.hooks import Events
+
+    return Events(plugins, observers)
+
+
+async def _open_store(
+    stack: AsyncExitStack, plugins: Plugins | None, dead_letters: DeadLetterStore | str | None, name: str
+) -> DeadLetterStore | None:
+    if not isinstance(dead_letters, str):
+        return dead_letters
+    if plugins is None:
+        from forebay.hooks import Plugins as _Plugins
+
+        plugins = _Plugins()
+    try:
+        manager = plugins.dead_letter_stores.build(dead_letters)
+    except PluginError as error:
+        raise PluginError(f"batcher {name!r}, dead_letters: {error}") from None
+    return await stack.enter_async_context(manager)

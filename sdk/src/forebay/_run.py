@@ -1,0 +1,412 @@
+"""One run of a recipe: opens what it names, runs its pumps and workers, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import socket
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from typing import Any, Protocol, cast
+
+import anyio
+from attrs import define, field
+
+from forebay import _worker
+from forebay._batcher import Piece
+from forebay._channel import Buffer
+from forebay._clock import measuring_clock
+from forebay._errors import PluginError
+from forebay._exit import InlineMishaps, PipelineExit
+from forebay._feed import ReaderFeed, SessionFeed
+from forebay._handler import build_call
+from forebay._lanes import Lanes
+from forebay._ledger import FeedLedger, Hold, Ledger, Ranges, given_back
+from forebay._metrics import Histogram, StageMetrics
+from forebay._recipe import ForkSpec, InlineSpec, Node, Recipe, SourceSpec, StageSpec, Store, count_leaves, stores_of
+from forebay._retry import Retry, classify
+from forebay._route import Route
+from forebay._scope import Scope, raise_bare
+from forebay._source import open_reader
+from forebay._stage import Stage
+from forebay._steps import Step
+from forebay._types import (
+    BatchInfo,
+    Category,
+    DeadLettered,
+    Deliveries,
+    Failure,
+    Member,
+    RunInfo,
+    Summary,
+)
+from forebay.abc import DeadLetterStore, Session, Sink, Source
+
+_logger = logging.getLogger("forebay")
+
+WIND_UP_SECONDS = 5.0
+"""Longest time that giving back and the last settlement may take, for all sources together."""
+
+
+class Listeners(Protocol):
+    """Who hears of a run's events; `None` where nobody does."""
+
+    @property
+    def run_started(self) -> Callable[[RunInfo], None] | None: ...
+    @property
+    def batch_done(self) -> Callable[[BatchInfo], None] | None: ...
+    @property
+    def dead_lettered(self) -> Callable[[DeadLettered], None] | None: ...
+    @property
+    def run_finished(self) -> Callable[[Summary], None] | None: ...
+    @property
+    def listener_errors(self) -> int: ...
+
+    def classify(self, failure: Failure, /) -> Category | None:
+        """Return what a plugin says about *failure*."""
+        ...
+
+
+class Build(Protocol):
+    """Makes what a name or URL stands for."""
+
+    def __call__(self, kind: str, name: str, /) -> AbstractAsyncContextManager[Any]: ...
+
+
+@define(eq=False)
+class Run:
+    """One run of a recipe."""
+
+    recipe: Recipe
+    build: Build
+    listeners: Listeners
+    rng: random.Random = field(factory=random.Random)
+    summary: Summary | None = None
+    pipeline: str = field(init=False)
+    member: Member = field(init=False)
+    ledger: Ledger = field(init=False)
+    feeds: dict[FeedLedger, SessionFeed] = field(factory=dict[FeedLedger, SessionFeed], init=False)
+    dead_reasons: dict[str, int] = field(factory=dict[str, int], init=False)
+    drop_reasons: dict[str, int] = field(factory=dict[str, int], init=False)
+    dead_lettered: Callable[[DeadLettered], None] | None = field(init=False)
+    _reader_feeds: list[ReaderFeed] = field(factory=list[ReaderFeed], init=False)
+    _accounts: list[FeedLedger] = field(factory=list[FeedLedger], init=False)
+    _stages: list[Stage] = field(factory=list[Stage], init=False)
+    _reports: list[tuple[str, StageMetrics]] = field(factory=list[tuple[str, StageMetrics]], init=False)
+    _stores: dict[object, DeadLetterStore] = field(factory=dict[object, DeadLetterStore], init=False)
+    _latency: Histogram = field(factory=Histogram, init=False)
+    _pumping: int = 0
+    _finished: anyio.Event = field(factory=anyio.Event, init=False)
+    _cut_off: bool = False
+    _given_back: int = 0
+    _started: float = 0.0
+    _clock: Callable[[], float] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.pipeline = self.recipe.name
+        start = uuid.uuid4().hex[:12]
+        self.member = Member(f"{self.recipe.name}-{start}", self.recipe.name, socket.gethostname())
+        self.ledger = Ledger(count_leaves(self.recipe.nodes), on_final=self._final, on_empty=self._look_finished)
+        self.dead_lettered = self.listeners.dead_lettered
+        self._clock = measuring_clock()
+
+    # --- The run itself -------------------------------------------------------------------------
+
+    async def main(self, scope: Scope) -> None:
+        """Run from the first fetch to the last settlement; a child task of the run's scope.
+
+        Everything that changes who owns an item happens in here and in tasks below,
+        because on asyncio a shield does not hold against a native cancellation of the task that called `run()`.
+        """
+        async with AsyncExitStack() as stack:
+            await self._open(stack)
+            self._started = anyio.current_time()
+            if self.listeners.run_started is not None:
+                self.listeners.run_started(self._info())
+            try:
+                await self._work(scope)
+            except BaseExceptionGroup as group:
+                raise_bare(group)
+            finally:
+                await self._wind_up(scope)
+                self.summary = self._summarise()
+                if self.listeners.run_finished is not None:
+                    self.listeners.run_finished(self.summary)
+        for feed in self._reader_feeds:
+            if feed.error is not None:
+                raise feed.error
+
+    async def _work(self, scope: Scope) -> None:
+        async with anyio.create_task_group() as tasks:
+            for stage in self._stages:
+                for _ in range(stage.max_concurrency):
+                    tasks.start_soon(stage.work)
+                tasks.start_soon(stage.watch_due)
+            self._pumping = len(self._reader_feeds) + len(self.feeds)
+            for reader_feed in self._reader_feeds:
+                tasks.start_soon(reader_feed.reader.read)
+                tasks.start_soon(self._pump, reader_feed)
+            for feed in self.feeds.values():
+                tasks.start_soon(self._pump, feed)
+            tasks.start_soon(self._watch_drain, scope, tasks.cancel_scope)
+            await self._finished.wait()
+            tasks.cancel_scope.cancel()
+        self._cut_off = self.ledger.in_hand > 0 or not self._finished.is_set()
+
+    async def _pump(self, feed: ReaderFeed | SessionFeed) -> None:
+        await feed.pump()
+        self._pumping -= 1
+        self._look_finished()
+
+    def _look_finished(self) -> None:
+        if not self._pumping and not self.ledger.in_hand:
+            self._finished.set()
+
+    def _final(self, hold: Hold, count: int) -> None:
+        self._latency.add(self.ledger.now - hold.fetched_at, count)
+        feed = self.feeds.get(hold.feed)
+        if feed is not None:
+            feed.settled(count)
+
+    async def _watch_drain(self, scope: Scope, work: anyio.CancelScope) -> None:
+        """When the scope drains, stop fetching and leave time for the last settlement."""
+        await scope.wait_draining()
+        for reader_feed in self._reader_feeds:
+            reader_feed.stop()
+        for feed in self.feeds.values():
+            feed.stop()
+        left = scope.remaining()
+        if left < math.inf:
+            work.deadline = anyio.current_time() + left - min(1.0, left / 4)
+            for stage in self._stages:
+                self._give_up_waiting(stage, work.deadline)
+
+    def _give_up_waiting(self, stage: Stage, deadline: float) -> None:
+        """Return what waits for an attempt that this run will not live to see."""
+        for due, batch in stage.waiting_beyond(deadline):
+            way_out = stage.exit
+            assert isinstance(way_out, PipelineExit)
+            for piece in way_out.scatter(batch):
+                way_out.give_up(piece, due - anyio.current_time())
+
+    async def _wind_up(self, scope: Scope) -> None:
+        """Give back what has no outcome and settle what has one, in bounded time even if a source is gone."""
+        self._cut_off = self._cut_off or self.ledger.in_hand > 0
+        running = Ranges()
+        for stage in self._stages:
+            for batch in stage.running:
+                for piece in batch.pieces:
+                    for position in piece.listed():
+                        running.add(position, position + 1)
+        back = given_back(self.ledger.holds(), running)
+        self._given_back += sum(
+            stop - start for hold in self.ledger.holds() for start, stop in hold.done.missing(hold.base, hold.stop)
+        )
+        seconds = min(WIND_UP_SECONDS, max(0.5, scope.remaining()))
+        with anyio.CancelScope(shield=True, deadline=anyio.current_time() + seconds):
+            for account, feed in self.feeds.items():
+                try:
+                    await feed.wind_up(back.get(account, []))
+                except Exception:
+                    _logger.exception(
+                        "source %r did not take back what was in hand; it hands it out again when its claim ends",
+                        account.name,
+                    )
+
+    # --- Building -------------------------------------------------------------------------------
+
+    async def _open(self, stack: AsyncExitStack) -> None:
+        """Open everything the recipe names, before the first fetch."""
+        recipe = self.recipe
+        for store in stores_of(recipe):
+            self._stores[_key(store)] = await self._opened(stack, "dead_letter_stores", store, "dead_letters")
+        leaves = tuple(range(self.ledger.leaves))
+        route = await self._route(stack, recipe.nodes, leaves, keyed=False)
+        for spec in recipe.sources:
+            await self._add_feed(stack, spec, route)
+
+    async def _opened(self, stack: AsyncExitStack, kind: str, thing: Any, argument: str) -> Any:
+        if not isinstance(thing, str):
+            return thing
+        try:
+            manager = self.build(kind, thing)
+        except PluginError as error:
+            raise PluginError(f"pipeline {self.pipeline!r}, {argument}: {error}") from None
+        return await stack.enter_async_context(manager)
+
+    async def _add_feed(self, stack: AsyncExitStack, spec: SourceSpec, route: Route) -> None:
+        account = FeedLedger(spec.name)
+        self._accounts.append(account)
+        source = await self._opened(stack, "sources", spec.source, f"source {spec.name!r}")
+        keep_items = bool(self._stores)
+        if isinstance(source, Source):
+            opened = cast("Source[object]", source).open(self.member)
+            session: Session[object] = await stack.enter_async_context(opened)
+            self.feeds[account] = SessionFeed(
+                account,
+                session,
+                route,
+                self.ledger,
+                self._clock,
+                keep_items,
+                self.recipe.max_gap,
+                self.ask,
+                self._lose,
+                self.rng,
+            )
+            return
+        bound = route.inbox.max_items if route.inbox is not None else 1024
+        reader = open_reader(source, in_thread=spec.in_thread, max_items=bound, name=spec.name)
+        max_age = next((node.max_age for node in self.recipe.nodes if isinstance(node, StageSpec)), math.inf)
+        self._reader_feeds.append(ReaderFeed(account, reader, route, self.ledger, self._clock, max_age, keep_items))
+
+    async def _route(self, stack: AsyncExitStack, nodes: Sequence[Node], leaves: tuple[int, ...], keyed: bool) -> Route:
+        """Build the way from here to the end, through *nodes*."""
+        inline: list[InlineSpec] = []
+        for node in nodes:
+            if not isinstance(node, InlineSpec):
+                break
+            inline.append(node)
+            keyed = keyed or node.kind == "key_by"
+        route = Route(self.ledger, leaves, _unreachable, clock=self._clock)
+        exits = [PipelineExit(self, spec.name, route, self._store_of(spec)) for spec in inline]
+        route.mishap = InlineMishaps(
+            exits, [spec.retry or self.recipe.retry or Retry() for spec in inline], self.ask, self.rng
+        )
+        route.steps = tuple(self._step(spec, route) for spec in inline)
+        rest = nodes[len(inline) :]
+        if rest:
+            await self._end_route(stack, route, rest, keyed)
+        return route
+
+    async def _end_route(self, stack: AsyncExitStack, route: Route, rest: Sequence[Node], keyed: bool) -> None:
+        node = rest[0]
+        if isinstance(node, StageSpec):
+            following = await self._add_stage(route, node, rest, keyed, stack)
+            route.inbox, route.max_size = following.inbox, following.max_size
+            return
+        assert isinstance(node, ForkSpec)
+        first = route.leaves[0]
+        branches: list[Route] = []
+        for branch in node.branches:
+            count = count_leaves(branch)
+            branches.append(await self._route(stack, branch, tuple(range(first, first + count)), keyed))
+            first += count
+        route.branches = tuple(branches)
+
+    async def _add_stage(
+        self, route: Route, spec: StageSpec, nodes: Sequence[Node], keyed: bool, stack: AsyncExitStack
+    ) -> Stage:
+        index = len(self._stages)
+        metrics = StageMetrics()
+        self._reports.append((spec.name, metrics))
+        following = await self._route(stack, nodes[1:], route.leaves, keyed)
+        func = spec.func
+        if isinstance(func, str):
+            func = await self._opened(stack, "sinks", func, f"stage {spec.name!r}, sink")
+        handler: Callable[[Any], Any] = func.write if isinstance(func, Sink) else func
+        inbox: Buffer[Piece] = Buffer(spec.capacity or max(1024, 8 * spec.max_size), max_bytes=None, weigh=spec.weigh)
+        stage = Stage(
+            pipeline=self.pipeline,
+            name=spec.name,
+            call=build_call(
+                handler, name=spec.name, per_item=spec.per_item, run_in=spec.run_in, time_limit=spec.time_limit
+            ),
+            exit=PipelineExit(self, spec.name, following, self._store_of(spec)),
+            inbox=inbox,
+            max_size=spec.max_size,
+            max_bytes=spec.max_bytes,
+            max_concurrency=spec.max_concurrency,
+            retry=spec.retry or self.recipe.retry or Retry(),
+            idempotent=spec.idempotent,
+            last=len(nodes) == 1,
+            per_item=spec.per_item,
+            lanes=Lanes(in_order=spec.in_order) if keyed else None,
+            max_waiting=self.recipe.max_lane_items,
+            batch_done=self.listeners.batch_done,
+            ask=self.ask,
+            clock=self._clock,
+            rng=self.rng,
+            metrics=metrics,
+        )
+        self._stages.insert(index, stage)
+        return stage
+
+    def _step(self, spec: InlineSpec, route: Route) -> Step:
+        metrics = StageMetrics()
+        self._reports.append((spec.name, metrics))
+        return Step(spec.kind, spec.func, spec.name, metrics, route.filter_out, route.become_parents)
+
+    def _store_of(self, spec: InlineSpec | StageSpec) -> DeadLetterStore | None:
+        store: Store | None = spec.dead_letters if spec.dead_letters is not None else self.recipe.dead_letters
+        return None if store is None else self._stores[_key(store)]
+
+    # --- What stages and feeds ask --------------------------------------------------------------
+
+    def ask(self, failure: Failure, /) -> Category:
+        """Classify *failure*: the plugins first, then what is known about the exception."""
+        return self.listeners.classify(failure) or classify(failure)
+
+    def retry_delay(self, attempt: int, error: BaseException) -> float:
+        """Return how long to wait before a store is asked again."""
+        return Retry().delay(min(attempt, 10), error, None, self.rng)
+
+    def _lose(self, account: FeedLedger, gone: Sequence[Deliveries]) -> None:
+        """Other members have taken over: these items are not ours to settle any more."""
+        for deliveries in gone:
+            wanted = set(deliveries.offsets)
+            for hold in list(self.ledger.holds()):
+                chunk = hold.chunk
+                if hold.feed is account and chunk is not None and chunk.partition == deliveries.partition:
+                    for index, offset in enumerate(chunk.offsets):
+                        position = hold.base + index
+                        if offset in wanted and chunk.epoch == deliveries.epoch and self.ledger.is_open(position):
+                            self.ledger.settle(position, position + 1, 0, "lost")
+                            self.feeds[account].open_items -= 1
+
+    def _info(self) -> RunInfo:
+        return RunInfo(
+            pipeline=self.pipeline,
+            run_id=self.member.id,
+            member=self.member,
+            sources=[account.name for account in self._accounts],
+            stages=[name for name, _ in self._reports],
+            started_at=time.time(),
+        )
+
+    def _summarise(self) -> Summary:
+        ledger = self.ledger.statistics()
+        stages = [metrics.summary(name) for name, metrics in self._reports]
+        unsettled = sum(account.unsent for account in self._accounts)
+        return Summary(
+            pipeline=self.pipeline,
+            run_id=self.member.id,
+            seen=ledger.seen,
+            done=ledger.done,
+            filtered=ledger.filtered,
+            dropped=ledger.dropped,
+            dead=ledger.dead,
+            given_back=self._given_back + ledger.redelivered,
+            lost_ownership=ledger.lost,
+            unsettled=unsettled,
+            retried=sum(stage.retried for stage in stages),
+            seconds=anyio.current_time() - self._started,
+            latency=self._latency.quantiles(),
+            clean=not self._cut_off and not unsettled,
+            stages=stages,
+            dead_reasons=dict(self.dead_reasons),
+            drop_reasons=dict(self.drop_reasons),
+            abandoned=_worker.abandoned(),
+            listener_errors=self.listeners.listener_errors,
+        )
+
+
+async def _unreachable(route: Route, stop: object, /) -> None:
+    raise AssertionError("a route without steps has no mishaps")  # pragma: no cover -- replaced before use
+
+
+def _key(store: Store) -> object:
+    return store if isinstance(store, str) else id(store)

@@ -1,0 +1,579 @@
+"""One function over batches: its calls, and the outcome of each item."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import random
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from time import perf_counter
+from typing import Protocol, cast
+
+import anyio
+import anyio.lowlevel
+from attrs import define, field
+
+from forebay._batcher import Piece, Record
+from forebay._channel import Buffer
+from forebay._errors import BatchFailed, BatchSizeError, HandlerContractError, RetryExhaustedError, TimeLimitError
+from forebay._handler import OUTCOMES, BatchContext, BatchPart, Call, returned_coroutine, set_context
+from forebay._lanes import Lanes
+from forebay._metrics import StageMetrics
+from forebay._retry import Retry
+from forebay._types import Again, BatchInfo, Category, Dropped, Failed, Failure
+
+SLICE_SECONDS = 0.0005
+"""How long a task goes on without a checkpoint while it has work."""
+
+_logger = logging.getLogger("forebay")
+_batch_ids = itertools.count(1)
+
+
+class Batch:
+    """Items that go to the handler in one call."""
+
+    __slots__ = ("error", "failures", "id", "items", "maybe_done", "pieces", "since")
+
+    def __init__(self, pieces: list[Piece]) -> None:
+        first = pieces[0]
+        self.pieces = pieces
+        self.items = first.items if len(pieces) == 1 else [item for piece in pieces for item in piece.items]
+        self.since = first.since
+        self.failures = 0  # failed attempts of the batch as a whole
+        self.maybe_done = False
+        self.error: Exception | None = None  # what failed the last call as a whole
+        self.id = next(_batch_ids)
+
+    def places(self) -> Iterable[tuple[Piece, int]]:
+        """Yield the piece and the index in it of every item, in order."""
+        return ((piece, index) for piece in self.pieces for index in range(len(piece.items)))
+
+
+@define
+class Dead:
+    """An item that is about to be set aside."""
+
+    piece: Piece
+    """Just the item."""
+    error: BaseException
+    category: Category
+    attempts: int
+
+
+class Exit(Protocol):
+    """Where a stage's items come from and go to: a pipeline's ledger, or callers that wait."""
+
+    def told_time(self, now: float) -> float:
+        """Take note of a reading of the clock, and return it."""
+        ...
+
+    def finish(self, pieces: Sequence[Piece]) -> None:
+        """All items of *pieces* are done and nothing follows."""
+        ...
+
+    async def forward(self, pieces: Sequence[Piece]) -> None:
+        """Send results on to what follows."""
+        ...
+
+    def scatter(self, batch: Batch) -> list[Piece]:
+        """Return a piece for each item of *batch*; they go separate ways from now on."""
+        ...
+
+    def drop(self, piece: Piece, reason: str) -> None:
+        """Throw a single item away on purpose."""
+        ...
+
+    async def set_aside(self, dead: Sequence[Dead], batch: Batch) -> None:
+        """Take items that failed for good; raises where that ends the run."""
+        ...
+
+    def failures_before(self, piece: Piece, index: int) -> int:
+        """Return how often the item failed before this run had it."""
+        ...
+
+    def send_back(self, piece: Piece, record: Record, delay: float, error: BaseException) -> bool:
+        """Return a single item to its source, to come again after *delay*; `False` if it has to wait here."""
+        ...
+
+    def parts(self, batch: Batch) -> tuple[BatchPart, ...]:
+        """Return where the items of *batch* came from."""
+        ...
+
+    def maybe_done(self, batch: Batch) -> bool:
+        """Return whether an attempt at an item of *batch* was cut off before this run had it."""
+        ...
+
+
+@define(eq=False, kw_only=True)
+class Stage:
+    """A stage of one run: its queue, its workers' loop, and what waits for another attempt."""
+
+    pipeline: str
+    name: str
+    call: Call
+    exit: Exit
+    inbox: Buffer[Piece]
+    max_size: int
+    max_bytes: int | None = None
+    max_concurrency: int = 1
+    retry: Retry | None = None
+    idempotent: bool = False
+    last: bool = True
+    """Whether nothing follows, so that the handler may return `None`."""
+    hands_out: bool = False
+    """Whether the last results go to callers that wait for them; otherwise they are thrown away."""
+    per_item: bool = False
+    splits: bool = True
+    """Whether a batch that failed without a word about which item is taken apart."""
+    lanes: Lanes | None = None
+    max_waiting: int = 10_000
+    """Items that may wait behind busy keys before the stage takes no new ones."""
+    batch_done: Callable[[BatchInfo], None] | None = None
+    ask: Callable[[Failure], Category]
+    source: str = ""
+    clock: Callable[[], float] = anyio.current_time
+    """For measuring only."""
+    rng: random.Random = field(factory=random.Random)
+    metrics: StageMetrics = field(factory=StageMetrics)
+    running: dict[Batch, None] = field(factory=dict[Batch, None])
+    """Batches whose handler has been called and whose items have no outcome yet."""
+    in_flight: int = 0
+    _due: list[tuple[float, int, Batch]] = field(factory=list[tuple[float, int, Batch]])
+    _due_changed: anyio.Event | None = None
+    _again: deque[Batch] = field(factory=deque[Batch])
+    _paused_until: float = 0.0
+    _outages: int = 0
+    _sequence: int = 0
+    _advised: bool = False
+    _mean_item: float = 1.0
+    """Smoothed seconds of one item, for handlers of single items."""
+
+    # --- Taking ---------------------------------------------------------------------------------
+
+    async def work(self) -> None:
+        """Run batches until the inbox is closed. As many tasks run this as calls may be in flight."""
+        slot: list[Batch] = []
+        set_context(lambda: self._describe(slot[0]))
+        last_yield = perf_counter()
+        inbox = self.inbox
+        now: float | None = None  # still true when no other task has run since the last call ended
+        while True:
+            batch = self._next_batch()
+            if batch is None:
+                if inbox.closed:
+                    return
+                await inbox.wait_parts()
+                last_yield = perf_counter()
+                now = None
+                continue
+            inbox.pass_on()
+            if self._paused_until:
+                await self._wait_pause()
+                if self._paused_until > anyio.current_time():
+                    self._again.appendleft(batch)  # another call has failed meanwhile
+                    continue
+                self._paused_until = 0.0
+                now = None
+            slot[:] = [batch]
+            now = await self.process(batch, now)
+            if perf_counter() - last_yield > SLICE_SECONDS:
+                await anyio.lowlevel.checkpoint()
+                last_yield = perf_counter()
+                now = None
+
+    def _next_batch(self) -> Batch | None:
+        """Return what a free worker does next: as much as has gathered, up to the limits."""
+        if self._again:
+            return self._again.popleft()
+        if self.lanes is not None:
+            return self._next_in_lanes(self.lanes)
+        pieces = self.inbox.take_nowait(self._size_now() if self.per_item else self.max_size, self.max_bytes)
+        if len(pieces) > 1:
+            pieces = self._without_loners(pieces)
+        return Batch(pieces) if pieces else None
+
+    def _without_loners(self, pieces: list[Piece]) -> list[Piece]:
+        """Put what has to run alone into batches of its own."""
+        loners = [piece for piece in pieces if piece.record is not None and piece.record.alone]
+        self._again.extend(Batch([piece]) for piece in loners)
+        return [piece for piece in pieces if piece not in loners] or self._again.pop().pieces if loners else pieces
+
+    def _size_now(self) -> int:
+        """Return how many items a worker takes that handles them one by one.
+
+        One, so that all workers have something to do; several only where an item takes so little time that
+        handing it over would cost more.
+        """
+        share = self.inbox.held // (2 * self.max_concurrency)
+        return max(1, min(self.max_size, share, int(0.001 / self._mean_item) if self._mean_item else 1))
+
+    def _next_in_lanes(self, lanes: Lanes) -> Batch | None:
+        owned: set[str] = set()
+        limit = self._size_now() if self.per_item else self.max_size
+        pieces = lanes.take_ready(limit, owned)
+        room = limit - sum(len(piece.items) for piece in pieces)
+        if pieces and pieces[-1].record is not None and pieces[-1].record.alone:
+            room = 0
+        while room > 0 and lanes.waiting < self.max_waiting:
+            taken = self.inbox.take_nowait(room, self.max_bytes)
+            if not taken:
+                break
+            for piece in taken:
+                if piece.family is not None:
+                    piece.family.scattered(piece.listed())
+                chosen = lanes.choose(piece, owned)
+                if chosen is not None:
+                    pieces.append(chosen)
+                    room -= len(chosen.items)
+        return Batch(pieces) if pieces else None
+
+    async def _wait_pause(self) -> None:
+        await anyio.sleep(max(0.0, self._paused_until - anyio.current_time()))
+
+    # --- Calling --------------------------------------------------------------------------------
+
+    async def process(self, batch: Batch, started: float | None = None) -> float:
+        """Call the handler with *batch* and give every item its outcome; return the time when the call ended.
+
+        Cancelled: the batch stays in `running`; its items have no outcome and are for the run to give back.
+        """
+        count = len(batch.items)
+        started = self.clock() if started is None else started
+        self.running[batch] = None
+        self.in_flight += 1
+        error: Exception | None = None
+        results: object = None
+        try:
+            results = await self.call(batch.items)
+        except Exception as raised:
+            error = raised
+        finally:
+            self.in_flight -= 1
+        ended = self.exit.told_time(self.clock())
+        seconds = ended - started
+        self.metrics.call_ended(count, seconds, started - batch.since)
+        if self.per_item:
+            self._mean_item += 0.2 * (seconds / count - self._mean_item)
+        try:
+            outcomes = self._check(results, count) if error is None else self._attributed(error, count)
+        except HandlerContractError as broken:
+            if not self.hands_out:
+                raise
+            error, outcomes = broken, None  # the callers are told; others go on
+        batch.error = None if isinstance(error, BatchFailed) else error
+        if self.batch_done is not None:
+            self.batch_done(self._info(batch, outcomes, error, started, seconds))
+        if error is not None and outcomes is None:
+            await self._failed_whole(batch, error)
+        elif outcomes is None:
+            self._outages = 0
+            self.metrics.done += count
+            self.exit.finish(batch.pieces)
+            self._release(batch.pieces)
+        elif OUTCOMES.isdisjoint(map(type, outcomes)):
+            self._outages = 0
+            self.metrics.done += count
+            await self._pass_on(batch, outcomes)
+        else:
+            await self._settle_each(batch, outcomes)
+        del self.running[batch]
+        return ended
+
+    def _check(self, results: object, count: int) -> Sequence[object] | None:
+        """Return the results, one for each item; `None` for a sink whose items are all done."""
+        if results is None:
+            if not self.last:
+                raise HandlerContractError(
+                    f"{self.name}() returned None for {_items(count)}, but a later stage needs results; "
+                    f"return one result for each item, in order"
+                )
+            return None
+        if type(results) is not list and (isinstance(results, (str, bytes)) or not isinstance(results, Sequence)):
+            if hasattr(results, "__await__"):
+                getattr(results, "close", lambda: None)()
+                raise HandlerContractError(returned_coroutine(self.name))
+            raise HandlerContractError(
+                f"{self.name}() returned {type(results).__name__} for {_items(count)}; "
+                f"return a list with one result for each item, in order, or None from a sink"
+            )
+        answers = cast("Sequence[object]", results)
+        if len(answers) != count:
+            raise BatchSizeError(
+                f"{self.name}() got {_items(count)} and returned {len(answers)} "
+                f"{'result' if len(answers) == 1 else 'results'}; return one result for each item, in order"
+            )
+        return answers
+
+    def _attributed(self, error: Exception, count: int) -> Sequence[object] | None:
+        """Return the outcomes where the handler has said which items failed."""
+        if isinstance(error, HandlerContractError):
+            raise error
+        if not isinstance(error, BatchFailed):
+            return [Failed(error)] if count == 1 else None
+        wrong = [index for index in error.failures if not 0 <= index < count]
+        if wrong:
+            raise HandlerContractError(
+                f"{self.name}() got {_items(count)} and raised BatchFailed with index {wrong[0]!r}; "
+                f"use the item's place in the batch, from 0"
+            ) from error
+        if not self.last and len(error.failures) < count:
+            raise HandlerContractError(
+                f"{self.name}() raised BatchFailed, which has no results for the items that succeeded; "
+                f"a later stage needs them: return Failed(error) in the place of each item that failed"
+            ) from error
+        return [Failed(error.failures[index]) if index in error.failures else None for index in range(count)]
+
+    def _info(
+        self,
+        batch: Batch,
+        outcomes: Sequence[object] | None,
+        error: Exception | None,
+        started: float,
+        seconds: float,
+    ) -> BatchInfo:
+        count = len(batch.items)
+        failed = count if error is not None and outcomes is None else 0
+        dropped = 0
+        if outcomes is not None and not OUTCOMES.isdisjoint(map(type, outcomes)):
+            failed = sum(type(outcome) in (Failed, Again) for outcome in outcomes)
+            dropped = sum(type(outcome) is Dropped for outcome in outcomes)
+        return BatchInfo(
+            pipeline=self.pipeline,
+            stage=self.name,
+            batch_id=batch.id,
+            size=count,
+            done=count - failed - dropped,
+            failed=failed,
+            dropped=dropped,
+            seconds=seconds,
+            waited=started - batch.since,
+            attempt=batch.failures + 1,
+            started_at=started,
+            error=error,
+        )
+
+    async def _pass_on(self, batch: Batch, results: Sequence[object]) -> None:
+        if self.last:
+            self.exit.finish(_matched(batch.pieces, results) if self.hands_out else batch.pieces)
+        else:
+            await self.exit.forward(_matched(batch.pieces, results))
+        self._release(batch.pieces)
+
+    def _release(self, pieces: Iterable[Piece]) -> None:
+        """Let the next items of these keys run."""
+        lanes = self.lanes
+        if lanes is None:
+            return
+        woken = False
+        for piece in pieces:
+            if piece.keys is not None and lanes.release(dict.fromkeys(piece.keys)):
+                woken = True
+        if woken or lanes.waiting < self.max_waiting:
+            self.inbox.wake_one()
+
+    # --- Outcomes other than success ------------------------------------------------------------
+
+    async def _settle_each(self, batch: Batch, outcomes: Sequence[object]) -> None:
+        """Give each item the outcome that the handler named."""
+        singles = self.exit.scatter(batch)
+        good: list[Piece] = []
+        good_results: list[Piece] = []
+        dead: list[Dead] = []
+        for single, outcome in zip(singles, outcomes, strict=True):
+            if isinstance(outcome, Failed):
+                self._failed(single, batch, outcome.error, dead)
+            elif isinstance(outcome, Again):
+                self._again_after(single, batch, outcome, dead)
+            elif isinstance(outcome, Dropped):
+                self.metrics.dropped += 1
+                self.exit.drop(single, outcome.reason)
+                self._release([single])
+            else:
+                good.append(single)
+                good_results.append(single.like([outcome]))
+        self.metrics.done += len(good)
+        if good:
+            if self.last:
+                self.exit.finish(good_results if self.hands_out else good)
+            else:
+                await self.exit.forward(good_results)
+            self._release(good)
+        await self._bury(dead, batch)
+
+    async def _bury(self, dead: list[Dead], batch: Batch) -> None:
+        if dead:
+            await self.exit.set_aside(dead, batch)
+            self.metrics.dead += len(dead)
+            self._release([one.piece for one in dead])
+
+    def _failed(self, single: Piece, batch: Batch, error: BaseException, dead: list[Dead]) -> None:
+        """Decide about one item that failed: another attempt, or out."""
+        record = self._record(single, batch)
+        category = self.ask(Failure(error, self.name, self.source, record.failures + 1))
+        self.metrics.failed += 1
+        if category is Category.DEPENDENCY:
+            self._pause(error)
+            self._later(single, record, self._paused_until - anyio.current_time(), error)
+            return
+        record.failures += 1
+        record.maybe_done = record.maybe_done or isinstance(error, TimeLimitError)
+        if self.retry is not None and self.retry.allows(record.failures, category):
+            record.delay = self.retry.delay(record.failures, error, record.delay, self.rng)
+            self.metrics.retried += 1
+            self._later(single, record, record.delay, error)
+        else:
+            dead.append(Dead(single, error, category, record.failures))
+
+    def _again_after(self, single: Piece, batch: Batch, outcome: Again, dead: list[Dead]) -> None:
+        record = self._record(single, batch)
+        record.failures += 1
+        self.metrics.failed += 1
+        if self.retry is not None and record.failures < self.retry.max_attempts:
+            self.metrics.retried += 1
+            error = RetryExhaustedError(f"{self.name}() asked for another attempt")
+            self._later(single, record, outcome.after, error)
+        else:
+            reason = "no retry= was given" if self.retry is None else f"{self.retry.max_attempts} attempts were made"
+            exhausted = RetryExhaustedError(f"{self.name}() asked for another attempt of an item, but {reason}")
+            dead.append(Dead(single, exhausted, Category.TRANSIENT, record.failures))
+
+    def _record(self, single: Piece, batch: Batch) -> Record:
+        record = single.record
+        if record is None:
+            failures = self.exit.failures_before(single, 0) + batch.failures
+            record = single.record = Record(failures=failures, maybe_done=batch.maybe_done)
+        return record
+
+    def _later(self, single: Piece, record: Record, delay: float, error: BaseException) -> None:
+        """Run one item again after *delay* seconds, here or wherever its source hands it out next."""
+        if self.exit.send_back(single, record, delay, error):
+            self._release([single])
+        else:
+            self._schedule(Batch([single]), delay)
+
+    async def _failed_whole(self, batch: Batch, error: Exception) -> None:
+        """Decide about a batch that failed without a word about which item it was."""
+        count = len(batch.items)
+        category = self.ask(Failure(error, self.name, self.source, batch.failures + 1))
+        self.metrics.failed += count
+        if category is Category.DEPENDENCY:
+            self._pause(error)
+            self._again.appendleft(batch)
+            self.inbox.wake_one()
+        elif category is Category.TRANSIENT:
+            await self._retry_whole(batch, error, category)
+        elif isinstance(error, HandlerContractError):
+            await self._fail_all(batch, error)
+        elif self.idempotent:
+            singles = self.exit.scatter(batch)
+            await self._process_parts(batch, [singles[: count // 2], singles[count // 2 :]])
+        elif self.splits:
+            self._advise(error)
+            await self._process_parts(batch, [[single] for single in self.exit.scatter(batch)])
+        else:
+            await self._fail_all(batch, error)
+
+    async def _retry_whole(self, batch: Batch, error: Exception, category: Category) -> None:
+        retry = self.retry
+        batch.maybe_done = batch.maybe_done or isinstance(error, TimeLimitError)
+        failures = [self._failures_of(piece, index) + batch.failures + 1 for piece, index in batch.places()]
+        batch.failures += 1
+        if retry is not None and all(retry.allows(number, category) for number in failures):
+            self.metrics.retried += len(batch.items)
+            self._schedule(batch, retry.delay(batch.failures, error, None, self.rng))
+            return
+        batch.failures -= 1
+        await self._fail_all(batch, error)
+
+    async def _fail_all(self, batch: Batch, error: Exception) -> None:
+        """Decide about each item of a batch that failed as a whole."""
+        dead: list[Dead] = []
+        self.metrics.failed -= len(batch.items)  # counted with the batch already, and again below
+        for single in self.exit.scatter(batch):
+            self._failed(single, batch, error, dead)
+        await self._bury(dead, batch)
+
+    def _failures_of(self, piece: Piece, index: int) -> int:
+        return piece.record.failures if piece.record is not None else self.exit.failures_before(piece, index)
+
+    async def _process_parts(self, batch: Batch, groups: Sequence[list[Piece]]) -> None:
+        """Run the parts of a batch that failed one after the other, each told that it may be done already."""
+        parts = [Batch(pieces) for pieces in groups]
+        for part in parts:
+            part.failures, part.maybe_done, part.since = batch.failures, True, batch.since
+            self.running[part] = None
+        for part in parts:
+            await self.process(part)
+
+    def _advise(self, error: Exception) -> None:
+        if not self._advised:
+            self._advised = True
+            _logger.warning(
+                "%s() failed for a batch without saying which item it was (%s: %s); its items now run one by one. "
+                "Raise BatchFailed({index: error}) or return Failed(error) in the item's place, "
+                "or pass idempotent=True to have batches bisected",
+                self.name,
+                type(error).__name__,
+                error,
+            )
+
+    # --- Waiting for another attempt ------------------------------------------------------------
+
+    def _pause(self, error: BaseException) -> None:
+        """Start no call for a while: what lies behind is down, and no attempt is used up."""
+        self._outages += 1
+        policy = self.retry or Retry()
+        delay = policy.delay(self._outages, error, None, self.rng)
+        self._paused_until = max(self._paused_until, anyio.current_time() + max(delay, 0.05))
+
+    def _schedule(self, batch: Batch, delay: float) -> None:
+        self._sequence += 1
+        heapq.heappush(self._due, (anyio.current_time() + delay, self._sequence, batch))
+        if self._due_changed is not None:
+            self._due_changed.set()
+
+    async def watch_due(self) -> None:
+        """Bring back what waits for another attempt when it is due."""
+        while True:
+            self._due_changed = anyio.Event()
+            wait = self._due[0][0] - anyio.current_time() if self._due else None
+            if wait is None:
+                await self._due_changed.wait()
+            elif wait > 0:
+                with anyio.move_on_after(wait):
+                    await self._due_changed.wait()
+            while self._due and self._due[0][0] <= anyio.current_time():
+                self._again.append(heapq.heappop(self._due)[2])
+                self.inbox.wake_one()
+
+    def waiting_beyond(self, time: float) -> list[tuple[float, Batch]]:
+        """Remove and return what is not due before *time*, with when it is."""
+        late = [(due, batch) for due, _, batch in self._due if due > time]
+        self._due = [entry for entry in self._due if entry[0] <= time]
+        heapq.heapify(self._due)
+        return late
+
+    def _describe(self, batch: Batch) -> BatchContext:
+        records = [piece.record for piece in batch.pieces if piece.record is not None]
+        attempt = max([batch.failures, *(record.failures for record in records)]) + 1
+        maybe_done = batch.maybe_done or any(record.maybe_done for record in records) or self.exit.maybe_done(batch)
+        return BatchContext(self.name, attempt, maybe_done, self.exit.parts(batch))
+
+
+def _matched(pieces: Sequence[Piece], results: Sequence[object]) -> list[Piece]:
+    """Return pieces that hold *results* and stand for the same positions."""
+    if len(pieces) == 1:
+        return [pieces[0].like(list(results))]
+    matched: list[Piece] = []
+    start = 0
+    for piece in pieces:
+        stop = start + len(piece.items)
+        matched.append(piece.like(list(results[start:stop])))
+        start = stop
+    return matched
+
+
+def _items(count: int) -> str:
+    return "1 item" if count == 1 else f"{count} items"
