@@ -5,19 +5,34 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterable, Callable, Iterable
 from functools import partial
 from types import NoneType
-from typing import get_args, get_type_hints
+from typing import Any, TypeGuard, get_args, get_type_hints
 
 from forebay._handler import RunIn, is_async, name_of
 from forebay._worker import check_picklable
-from forebay.abc import Sink
+from forebay.abc import Sink, Source
 
 ASYNC_CONCURRENCY = 16
 """Calls of an async function of one item that may be in flight, unless the stage says otherwise."""
 THREADS = 8
 """The same for functions that run in threads."""
+
+
+def is_sink(thing: object) -> TypeGuard[Sink[Any]]:
+    """Return whether *thing* is a sink; an open file, which has a plain `write`, is not."""
+    return is_async(getattr(thing, "write", None))
+
+
+def is_source(thing: object) -> TypeGuard[Source[Any]]:
+    """Return whether *thing* is a source; a path, which can be opened too, is not."""
+    return callable(getattr(thing, "open", None)) and not isinstance(thing, os.PathLike) and not is_iterable(thing)
+
+
+def is_iterable(thing: object) -> TypeGuard[Iterable[object] | AsyncIterable[object]]:
+    """Return whether items can be read from *thing* one by one."""
+    return isinstance(thing, (Iterable, AsyncIterable)) and not isinstance(thing, (str, bytes, bytearray))
 
 
 def check_callable(kind: str, func: object) -> None:
@@ -26,7 +41,7 @@ def check_callable(kind: str, func: object) -> None:
 
 
 def check_handler(func: object) -> None:
-    if not (callable(func) or isinstance(func, (str, Sink))):
+    if not (callable(func) or isinstance(func, str) or is_sink(func)):
         raise TypeError(
             f"map_batches needs a function of a list, a Sink, or the name or URL of one, not {func!r:.100}, "
             f"{a(type(func).__name__)}"
@@ -59,7 +74,7 @@ def at_least(argument: str, value: object, least: int) -> int:
 def seconds(argument: str, value: float | None, *, zero: bool = False) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):  # pyright: ignore[reportUnnecessaryIsInstance]  # who has no checker
         raise TypeError(f"{argument} must be a number of seconds, not {value!r}")
     if not (value > 0 or (zero and value == 0)):
         raise ValueError(f"{argument} must be {'at least' if zero else 'more than'} 0 seconds, not {value}")

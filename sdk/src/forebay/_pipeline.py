@@ -16,6 +16,9 @@ from forebay._checks import (
     check_handler,
     check_run_in,
     default_concurrency,
+    is_iterable,
+    is_sink,
+    is_source,
     returns_none,
     seconds,
     without_password,
@@ -323,14 +326,14 @@ class Pipeline(Generic[T]):
             name: What to call the stage in reports; the function's name by default.
         """
         check_handler(func)
-        function = func if callable(func) and not isinstance(func, (str, Sink)) else None
+        function = None if isinstance(func, str) or is_sink(func) else cast("Callable[..., object]", func)
         if function is not None:
             check_run_in("map_batches", function, run_in)
         if max_bytes is not None and weigh is None:
             raise ValueError("max_bytes needs weigh, a function that returns the size of one item in bytes")
-        shown = name or (without_password(func) if isinstance(func, str) else name_of(func))
+        shown = name or (without_password(func) if isinstance(func, str) else name_of(cast("object", func)))
         spec = StageSpec(
-            func,
+            cast("Any", func),
             shown,
             per_item=False,
             max_size=at_least("max_size", max_size, 1),
@@ -443,7 +446,7 @@ def pipeline(
 def _source_spec(source: object, index: int, in_thread: bool) -> SourceSpec:
     if isinstance(source, str):
         return SourceSpec(source, without_password(source))
-    if isinstance(source, (bytes, bytearray)) or not isinstance(source, (Iterable, AsyncIterable, Source)):
+    if not (is_iterable(source) or is_source(source)):
         raise TypeError(
             f"source must be an iterable, an async iterable, a Source, or the name or URL of one, "
             f"not {source!r:.100}, {a(type(source).__name__)}"

@@ -90,6 +90,7 @@ class _Desk(Buffer[Piece]):
 
     def __init__(self, capacity: int) -> None:
         super().__init__(capacity)
+        self.held: int = 0
         self.all_answered: anyio.Event | None = None
         self.open_slip: _Slip | None = None
         self.unanswered: dict[_Slip, None] = {}

@@ -18,6 +18,7 @@ from attrs import define, field
 from forebay import _worker
 from forebay._batcher import Piece
 from forebay._channel import Buffer
+from forebay._checks import is_sink, is_source
 from forebay._clock import measuring_clock
 from forebay._errors import PluginError
 from forebay._exit import InlineMishaps, PipelineExit
@@ -43,7 +44,7 @@ from forebay._types import (
     RunInfo,
     Summary,
 )
-from forebay.abc import DeadLetterStore, Session, Sink, Source
+from forebay.abc import DeadLetterStore, Session, Source
 
 _logger = logging.getLogger("forebay")
 
@@ -242,7 +243,7 @@ class Run:
         self._accounts.append(account)
         source = await self._opened(stack, "sources", spec.source, f"source {spec.name!r}")
         keep_items = bool(self._stores)
-        if isinstance(source, Source):
+        if is_source(source):
             opened = cast("Source[object]", source).open(self.member)
             session: Session[object] = await stack.enter_async_context(opened)
             self.feeds[account] = SessionFeed(
@@ -307,7 +308,7 @@ class Run:
         func = spec.func
         if isinstance(func, str):
             func = await self._opened(stack, "sinks", func, f"stage {spec.name!r}, sink")
-        handler: Callable[[Any], Any] = func.write if isinstance(func, Sink) else func
+        handler: Callable[[Any], Any] = func.write if is_sink(func) else cast("Any", func)
         inbox: Buffer[Piece] = Buffer(spec.capacity or max(1024, 8 * spec.max_size), max_bytes=None, weigh=spec.weigh)
         stage = Stage(
             pipeline=self.pipeline,
