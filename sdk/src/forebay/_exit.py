@@ -49,13 +49,9 @@ class PipelineExit:
     """What follows."""
     store: DeadLetterStore | None
 
-    def told_time(self, now: float) -> float:
-        """Take note of a reading of the clock, and return it."""
+    def finish(self, pieces: Sequence[Piece], now: float) -> None:
+        """All items of *pieces* are done, since *now*, and nothing follows."""
         self.office.ledger.now = now
-        return now
-
-    def finish(self, pieces: Sequence[Piece]) -> None:
-        """All items of *pieces* are done and nothing follows."""
         self.route.finish(pieces)
 
     async def forward(self, pieces: Sequence[Piece]) -> None:

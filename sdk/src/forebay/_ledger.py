@@ -334,6 +334,9 @@ class Ledger:
         What is final already keeps its first outcome; it is counted in `settled_twice` and ignored.
         """
         holds, bases = self._holds, self._bases
+        if holds and start == bases[0] and stop == holds[0].stop and holds[0].leaf_done is None:
+            self._finish(holds[0], 0, start, stop, verdict)  # all of the oldest chunk: nearly always so
+            return
         while start < stop:
             index = 0 if holds and bases[0] <= start < holds[0].stop else bisect_right(bases, start) - 1
             if index < 0 or start >= holds[index].stop:  # its chunk is closed: all of it was final before
@@ -358,7 +361,7 @@ class Ledger:
         hold.open -= count
         self.in_hand -= count
         self.counts[verdict] += count
-        if verdict != "lost" and verdict != "redelivered":
+        if verdict == "done" or (verdict != "lost" and verdict != "redelivered"):
             if hold.chunk is not None:
                 hold.feed.final(hold, start, stop)
             self.on_final(hold, count)

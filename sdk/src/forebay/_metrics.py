@@ -133,9 +133,11 @@ class StageMetrics:
     """What one stage has done so far."""
 
     __slots__ = (
-        "batch_sizes",
-        "call_seconds",
-        "calls",
+        "_batch_sizes",
+        "_call_seconds",
+        "_calls",
+        "_raw",
+        "_waited",
         "dead",
         "done",
         "dropped",
@@ -144,7 +146,6 @@ class StageMetrics:
         "received",
         "retried",
         "seconds",
-        "waited",
     )
 
     def __init__(self) -> None:
@@ -155,22 +156,31 @@ class StageMetrics:
         self.retried = 0
         self.dead = 0
         self.dropped = 0
-        self.calls = 0
         self.seconds = 0.0
-        self.batch_sizes = Histogram(whole=True)
-        self.call_seconds = Histogram()
-        self.waited = Histogram()
+        self._calls = 0
+        self._raw: list[tuple[int, float, float]] = []
+        self._batch_sizes = Histogram(whole=True)
+        self._call_seconds = Histogram()
+        self._waited = Histogram()
 
     def call_ended(self, size: int, seconds: float, waited: float) -> None:
         """Count one call of the handler."""
-        self.calls += 1
-        self.seconds += seconds
-        self.batch_sizes.add(size)
-        self.call_seconds.add(seconds)
-        self.waited.add(waited)
+        self._raw.append((size, seconds, waited))
+        if len(self._raw) >= _FOLD:
+            self._fold()
+
+    def _fold(self) -> None:
+        raw, self._raw = self._raw, []
+        for size, seconds, waited in raw:
+            self._calls += 1
+            self.seconds += seconds
+            self._batch_sizes.add(size)
+            self._call_seconds.add(seconds)
+            self._waited.add(waited)
 
     def summary(self, name: str) -> StageSummary:
         """Return a reading."""
+        self._fold()
         return StageSummary(
             name=name,
             received=self.received or self.done,
@@ -180,9 +190,9 @@ class StageMetrics:
             retried=self.retried,
             dead=self.dead,
             dropped=self.dropped,
-            calls=self.calls,
+            calls=self._calls,
             seconds=self.seconds,
-            batch_sizes=self.batch_sizes.quantiles(),
-            call_seconds=self.call_seconds.quantiles(),
-            waited=self.waited.quantiles(),
+            batch_sizes=self._batch_sizes.quantiles(),
+            call_seconds=self._call_seconds.quantiles(),
+            waited=self._waited.quantiles(),
         )

@@ -282,11 +282,7 @@ class _PushExit:
     member: Member
     dead_lettered: Callable[[DeadLettered], None] | None
 
-    def told_time(self, now: float) -> float:
-        """Nothing here needs the time."""
-        return now
-
-    def finish(self, pieces: Sequence[Piece]) -> None:
+    def finish(self, pieces: Sequence[Piece], now: float) -> None:
         """Hand out results; a handler without results answers `None`."""
         for piece in pieces:
             if isinstance(piece, _Answer):

@@ -65,12 +65,8 @@ class Dead:
 class Exit(Protocol):
     """Where a stage's items come from and go to: a pipeline's ledger, or callers that wait."""
 
-    def told_time(self, now: float) -> float:
-        """Take note of a reading of the clock, and return it."""
-        ...
-
-    def finish(self, pieces: Sequence[Piece]) -> None:
-        """All items of *pieces* are done and nothing follows."""
+    def finish(self, pieces: Sequence[Piece], now: float) -> None:
+        """All items of *pieces* are done, since *now*, and nothing follows."""
         ...
 
     async def forward(self, pieces: Sequence[Piece]) -> None:
@@ -158,6 +154,7 @@ class Stage:
         set_context(lambda: self._describe(slot[0]))
         last_yield = perf_counter()
         inbox = self.inbox
+        others = self.max_concurrency > 1
         now: float | None = None  # still true when no other task has run since the last call ended
         while True:
             batch = self._next_batch()
@@ -168,7 +165,8 @@ class Stage:
                 last_yield = perf_counter()
                 now = None
                 continue
-            inbox.pass_on()
+            if others:
+                inbox.pass_on()
             if self._paused_until:
                 await self._wait_pause()
                 if self._paused_until > anyio.current_time():
@@ -251,7 +249,7 @@ class Stage:
             error = raised
         finally:
             self.in_flight -= 1
-        ended = self.exit.told_time(self.clock())
+        ended = self.clock()
         seconds = ended - started
         self.metrics.call_ended(count, seconds, started - batch.since)
         if self.per_item:
@@ -270,14 +268,14 @@ class Stage:
         elif outcomes is None:
             self._outages = 0
             self.metrics.done += count
-            self.exit.finish(batch.pieces)
+            self.exit.finish(batch.pieces, ended)
             self._release(batch.pieces)
         elif OUTCOMES.isdisjoint(map(type, outcomes)):
             self._outages = 0
             self.metrics.done += count
-            await self._pass_on(batch, outcomes)
+            await self._pass_on(batch, outcomes, ended)
         else:
-            await self._settle_each(batch, outcomes)
+            await self._settle_each(batch, outcomes, ended)
         del self.running[batch]
         return ended
 
@@ -354,9 +352,9 @@ class Stage:
             error=error,
         )
 
-    async def _pass_on(self, batch: Batch, results: Sequence[object]) -> None:
+    async def _pass_on(self, batch: Batch, results: Sequence[object], now: float) -> None:
         if self.last:
-            self.exit.finish(_matched(batch.pieces, results) if self.hands_out else batch.pieces)
+            self.exit.finish(_matched(batch.pieces, results) if self.hands_out else batch.pieces, now)
         else:
             await self.exit.forward(_matched(batch.pieces, results))
         self._release(batch.pieces)
@@ -375,7 +373,7 @@ class Stage:
 
     # --- Outcomes other than success ------------------------------------------------------------
 
-    async def _settle_each(self, batch: Batch, outcomes: Sequence[object]) -> None:
+    async def _settle_each(self, batch: Batch, outcomes: Sequence[object], now: float) -> None:
         """Give each item the outcome that the handler named."""
         singles = self.exit.scatter(batch)
         good: list[Piece] = []
@@ -396,7 +394,7 @@ class Stage:
         self.metrics.done += len(good)
         if good:
             if self.last:
-                self.exit.finish(good_results if self.hands_out else good)
+                self.exit.finish(good_results if self.hands_out else good, now)
             else:
                 await self.exit.forward(good_results)
             self._release(good)
