@@ -11,6 +11,7 @@ from types import NoneType
 from typing import Any, TypeGuard, get_args, get_type_hints
 
 from forebay._handler import RunIn, is_async, name_of
+from forebay._retry import Retry
 from forebay._worker import check_picklable
 from forebay.abc import Sink, Source
 
@@ -22,12 +23,14 @@ THREADS = 8
 
 def is_sink(thing: object) -> TypeGuard[Sink[Any]]:
     """Return whether *thing* is a sink; an open file, which has a plain `write`, is not."""
-    return is_async(getattr(thing, "write", None))
+    return is_async(getattr(thing, "write", None)) and not isinstance(thing, type)
 
 
 def is_source(thing: object) -> TypeGuard[Source[Any]]:
     """Return whether *thing* is a source; a path, which can be opened too, is not."""
-    return callable(getattr(thing, "open", None)) and not isinstance(thing, os.PathLike) and not is_iterable(thing)
+    return (
+        callable(getattr(thing, "open", None)) and not isinstance(thing, (os.PathLike, type)) and not is_iterable(thing)
+    )
 
 
 def is_iterable(thing: object) -> TypeGuard[Iterable[object] | AsyncIterable[object]]:
@@ -41,6 +44,8 @@ def check_callable(kind: str, func: object) -> None:
 
 
 def check_handler(func: object) -> None:
+    if isinstance(func, type) and is_async(getattr(func, "write", None)):
+        raise TypeError(f"map_batches needs a Sink, not its class; pass an instance: {func.__name__}(…)")
     if not (callable(func) or isinstance(func, str) or is_sink(func)):
         raise TypeError(
             f"map_batches needs a function of a list, a Sink, or the name or URL of one, not {func!r:.100}, "
@@ -55,6 +60,20 @@ def check_run_in(kind: str, func: object, run_in: str) -> None:
         raise ValueError(f"run_in={run_in!r} is for plain functions; {name_of(func)}() given to {kind} is async")
     if run_in == "process":
         check_picklable(func)
+
+
+def check_retry(retry: object) -> None:
+    if retry is not None and not isinstance(retry, Retry):
+        raise TypeError(f"retry must be a Retry, not {retry!r:.100}; write retry=Retry(max_attempts=…)")
+
+
+def check_store(store: object) -> None:
+    if store is None or isinstance(store, str) or (is_async(getattr(store, "put", None)) and not isinstance(store, type)):
+        return
+    raise TypeError(
+        f"dead_letters must be a store, or the name or URL of one, not {store!r:.100}; "
+        f"write dead_letters='memory' to keep them in memory"
+    )
 
 
 def default_concurrency(run_in: RunIn) -> int:

@@ -69,6 +69,9 @@ class TimeLimitError(ForebayError, TimeoutError):
 class SettlementError(ForebayError):
     """A source or dead-letter store did not take what was settled before its deadline."""
 
+    category = "transient"
+    """Asked again: settling is idempotent."""
+
 
 class LostOwnershipError(ForebayError):
     """A write carried an epoch that is no longer the current one; nothing was written."""

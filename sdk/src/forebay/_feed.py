@@ -239,6 +239,9 @@ class SessionFeed:
     _renewed: float = 0.0
     _troubles: int = 0
     _asked_for_room: bool = False
+    _rest: list[Piece | Stop] = field(factory=list[Piece | Stop])
+    """What waits to be sent on; nothing is fetched meanwhile."""
+    _rest_came: anyio.Event | None = None
 
     def stop(self) -> None:
         """Fetch no more; what is in hand goes on and is settled."""
@@ -267,9 +270,16 @@ class SessionFeed:
     async def pump(self) -> None:
         """Fetch, settle and renew until the source is at its end, or stopped, and has been told of everything."""
         self._renewed = self.clock()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._send_rest)
+            await self._converse()
+            tasks.cancel_scope.cancel()
+
+    async def _converse(self) -> None:
+        """Talk to the source. Nothing in here waits for a stage: a claim has to be renewed in time."""
         last_yield = perf_counter()
         while True:
-            room = 0 if self.stopped or self.ended else self._room()
+            room = 0 if self.stopped or self.ended or self._rest else self._room()
             if (self.stopped or self.ended) and not (self.open_items or self.account.unsent or self.give_backs):
                 return
             await self._renew_if_due()
@@ -284,6 +294,20 @@ class SessionFeed:
             elif perf_counter() - last_yield > SLICE_SECONDS:
                 await anyio.lowlevel.checkpoint()
                 last_yield = perf_counter()
+
+    async def _send_rest(self) -> None:
+        """Send on what could not be sent at once: there was no room, or a step failed."""
+        while True:
+            while self._rest:
+                rest = self._rest[0]
+                if isinstance(rest, Stop):
+                    await self.route.mend(rest)
+                else:
+                    await self.route.send(rest)
+                del self._rest[0]
+            self.poke()
+            self._rest_came = anyio.Event()
+            await self._rest_came.wait()
 
     def _room(self) -> int:
         """Return how many items may be fetched now."""
@@ -323,10 +347,10 @@ class SessionFeed:
             self.lost(self.account, chunk.lost)
         if not chunk.items:
             return False
-        await self._take_in(chunk)
+        self._take_in(chunk)
         return True
 
-    async def _take_in(self, chunk: Chunk[object]) -> None:
+    def _take_in(self, chunk: Chunk[object]) -> None:
         now = self.clock()
         # No checkpoint between the answer and this line: what was fetched is in the ledger.
         hold = self.ledger.register(len(chunk.items), self.account, now, chunk)
@@ -334,7 +358,11 @@ class SessionFeed:
         if self.keep_items:
             hold.items = chunk.items
         for piece in _pieces(hold, chunk, now):
-            await self.route.send(piece)
+            rest = piece if self._rest else self.route.send_nowait(piece)
+            if rest is not None:
+                self._rest.append(rest)
+                if self._rest_came is not None:
+                    self._rest_came.set()
 
     async def wind_up(self, back: Sequence[Deliveries]) -> None:
         """Give back *back* and make the last settlement; for the end of a run, when `pump` runs no more."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypedDict, TypeVar, Unpack, cast, overload
 
 from attrs import evolve, frozen
 
@@ -14,7 +14,9 @@ from forebay._checks import (
     at_least,
     check_callable,
     check_handler,
+    check_retry,
     check_run_in,
+    check_store,
     default_concurrency,
     is_iterable,
     is_sink,
@@ -36,6 +38,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 U = TypeVar("U")
+
+
+class ItemOptions(TypedDict, total=False):
+    """Keyword arguments of `map`, which `filter`, `flat_map` and `tap` take too."""
+
+    name: str | None
+    run_in: RunIn
+    max_concurrency: int | None
+    time_limit: float | None
+    retry: Retry | None
+    dead_letters: Store | None
 
 
 @frozen
@@ -134,28 +147,30 @@ class Pipeline(Generic[T]):
         """
         return self._per_item("map", func, func, (), **options)
 
-    def filter(self, func: Callable[[T], object], /, **options: Any) -> Pipeline[T]:
+    def filter(self, func: Callable[[T], object], /, **options: Unpack[ItemOptions]) -> Pipeline[T]:
         """Keep the items for which *func* returns something true; the others are final and counted as filtered.
 
         *func* and the options are as in `map`.
         """
-        after = (_inline("filter", _first, func), _inline("map", _second, func))
         call: Callable[[Any], Any] = func
         pair = partial(_pair_async, call) if is_async(func) else partial(_pair, call)
+        after = (("filter", _first), ("map", _second))
         return cast("Pipeline[T]", self._per_item("filter", func, pair, after, **options))
 
     @overload
-    def flat_map(self, func: Callable[[T], Awaitable[Iterable[U]]], /, **options: Any) -> Pipeline[U]: ...
+    def flat_map(
+        self, func: Callable[[T], Awaitable[Iterable[U]]], /, **options: Unpack[ItemOptions]
+    ) -> Pipeline[U]: ...
     @overload
-    def flat_map(self, func: Callable[[T], Iterable[U]], /, **options: Any) -> Pipeline[U]: ...
-    def flat_map(self, func: Callable[[T], Any], /, **options: Any) -> Pipeline[Any]:
+    def flat_map(self, func: Callable[[T], Iterable[U]], /, **options: Unpack[ItemOptions]) -> Pipeline[U]: ...
+    def flat_map(self, func: Callable[[T], Any], /, **options: Unpack[ItemOptions]) -> Pipeline[Any]:
         """Replace each item with all the items of the iterable that *func* returns for it.
 
         An item is settled when all that came of it is. *func* and the options are as in `map`.
         """
-        return self._per_item("flat_map", func, func, (_inline("flat_map", _itself, func),), **options)
+        return self._per_item("flat_map", func, func, (("flat_map", _itself),), **options)
 
-    def tap(self, func: Callable[[T], object], /, **options: Any) -> Pipeline[T]:
+    def tap(self, func: Callable[[T], object], /, **options: Unpack[ItemOptions]) -> Pipeline[T]:
         """Call *func* with each item and pass the item on as it is.
 
         *func* and the options are as in `map`; if it raises, the item has failed.
@@ -183,7 +198,7 @@ class Pipeline(Generic[T]):
         kind: str,
         func: Callable[[Any], Any],
         call: Callable[[Any], Any],
-        after: tuple[InlineSpec, ...],
+        after: tuple[tuple[str, Callable[[Any], object]], ...],
         *,
         name: str | None = None,
         run_in: RunIn = "loop",
@@ -194,6 +209,8 @@ class Pipeline(Generic[T]):
     ) -> Pipeline[Any]:
         check_callable(kind, func)
         check_run_in(kind, func, run_in)
+        check_retry(retry)
+        check_store(dead_letters)
         shown = name or f"{kind} {name_of(func)}"
         if not is_async(func) and run_in == "loop":
             for argument, value in (("max_concurrency", max_concurrency), ("time_limit", time_limit)):
@@ -208,13 +225,17 @@ class Pipeline(Generic[T]):
             shown,
             per_item=True,
             max_size=256,
-            max_concurrency=at_least("max_concurrency", max_concurrency or default_concurrency(run_in), 1),
+            max_concurrency=at_least(
+                "max_concurrency", default_concurrency(run_in) if max_concurrency is None else max_concurrency, 1
+            ),
             run_in=run_in,
             time_limit=seconds("time_limit", time_limit),
             retry=retry,
             dead_letters=dead_letters,
         )
-        return self._longer(stage, *after)
+        # What follows unpacks the results; it fails where they are of the wrong type, and then as the stage does.
+        unpack = [InlineSpec(step, call, f"{shown}, {step}", retry, dead_letters) for step, call in after]
+        return self._longer(stage, *unpack)
 
     # --- Stages of batches ----------------------------------------------------------------------
 
@@ -314,7 +335,7 @@ class Pipeline(Generic[T]):
             max_bytes: Most bytes in a batch, as *weigh* counts them. A larger item goes alone.
             weigh: Returns the size of an item in bytes.
             max_concurrency: Calls in flight at once.
-            capacity: Items that may wait in front of the stage; 4 batches, at least 1,024, by default.
+            capacity: Items that may wait in front of the stage; 8 batches, at least 1,024, by default.
             run_in: Where a plain function runs.
             time_limit: Seconds after which a call is cut off; its items then count as failed and perhaps done.
             idempotent: Whether handling an item twice does no harm.
@@ -329,7 +350,11 @@ class Pipeline(Generic[T]):
         function = None if isinstance(func, str) or is_sink(func) else cast("Callable[..., object]", func)
         if function is not None:
             check_run_in("map_batches", function, run_in)
-        if max_bytes is not None and weigh is None:
+        check_retry(retry)
+        check_store(dead_letters)
+        if weigh is not None:
+            check_callable("weigh", weigh)
+        elif max_bytes is not None:
             raise ValueError("max_bytes needs weigh, a function that returns the size of one item in bytes")
         shown = name or (without_password(func) if isinstance(func, str) else name_of(cast("object", func)))
         spec = StageSpec(
@@ -363,9 +388,21 @@ class Pipeline(Generic[T]):
         if len(builders) < 2:
             raise ValueError(f"branch() needs at least 2 branches, not {len(builders)}")
         empty: Pipeline[T] = Pipeline(evolve(self.recipe, nodes=()))
-        branches = [builder(empty).recipe.nodes for builder in builders]
+        branches = [self._built(builder, empty) for builder in builders]
         longer: Pipeline[Any] = self._longer(ForkSpec(branches))
         return ClosedPipeline(longer.recipe, "the pipeline has branched")
+
+    def _built(
+        self, builder: Callable[[Pipeline[T]], Pipeline[Any] | ClosedPipeline], empty: Pipeline[T]
+    ) -> Sequence[Node]:
+        check_callable("branch", builder)
+        built: object = builder(empty)
+        if not isinstance(built, (Pipeline, ClosedPipeline)) or built.recipe.sources is not self.recipe.sources:
+            raise TypeError(
+                f"branch() got {built!r:.100} from {name_of(builder)}(); "
+                f"return the pipeline that it is given, with the steps and stages of the branch"
+            )
+        return built.recipe.nodes
 
     async def run(
         self,
@@ -432,6 +469,8 @@ def pipeline(
         dead_letters: Store of all steps and stages that have none of their own.
         max_gap: Items between the oldest that is not final and the newest that was fetched; fetching stops there.
     """
+    check_retry(retry)
+    check_store(dead_letters)
     sources = tuple(_source_spec(one, index, in_thread) for index, one in enumerate((source, *more)))
     names = [spec.name for spec in sources]
     unique = tuple(
@@ -470,10 +509,6 @@ async def _run(
 
 
 # --- Functions that stand in for the user's, so that a stage has one shape only ------------------
-
-
-def _inline(kind: str, call: Callable[[Any], object], func: object) -> InlineSpec:
-    return InlineSpec(kind, call, f"{kind} {name_of(func)}")
 
 
 def _pair(func: Callable[[Any], object], item: object) -> tuple[object, object]:

@@ -46,6 +46,26 @@ class Route:
         else:
             await self.mend(stop)
 
+    def send_nowait(self, piece: Piece) -> Piece | Stop | None:
+        """Send *piece* on if that needs no waiting; return what is left to be done: `send` the piece, `mend` the stop.
+
+        A piece that is returned has not been through the steps.
+        """
+        inbox = self.inbox
+        if inbox is None or inbox.waiting_putters or not inbox.fits(len(piece.items), 0) or inbox.weigh is not None:
+            return piece
+        stop = run_steps(self.steps, 0, piece)
+        if stop is not None:
+            return stop
+        if not piece.items:
+            self.settle(piece)
+            return None
+        piece.since = self.clock()
+        while len(piece.items) > self.max_size:
+            inbox.push(piece.split(self.max_size), 0)
+        inbox.push(piece, 0)
+        return None
+
     async def mend(self, stop: Stop) -> None:
         """Go on after a step has failed: first what came before the item, then the item, then the rest."""
         while True:

@@ -8,6 +8,7 @@ import random
 import socket
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, Protocol, cast
@@ -20,7 +21,7 @@ from forebay._batcher import Piece
 from forebay._channel import Buffer
 from forebay._checks import is_sink, is_source
 from forebay._clock import measuring_clock
-from forebay._errors import PluginError
+from forebay._errors import OrderWarning, PluginError
 from forebay._exit import InlineMishaps, PipelineExit
 from forebay._feed import ReaderFeed, SessionFeed
 from forebay._handler import build_call
@@ -206,7 +207,7 @@ class Run:
         self._given_back += sum(
             stop - start for hold in self.ledger.holds() for start, stop in hold.done.missing(hold.base, hold.stop)
         )
-        seconds = min(WIND_UP_SECONDS, max(0.5, scope.remaining()))
+        seconds = min(WIND_UP_SECONDS, max(1.0, scope.remaining())) if scope.draining else WIND_UP_SECONDS
         with anyio.CancelScope(shield=True, deadline=anyio.current_time() + seconds):
             for account, feed in self.feeds.items():
                 try:
@@ -244,6 +245,13 @@ class Run:
         source = await self._opened(stack, "sources", spec.source, f"source {spec.name!r}")
         keep_items = bool(self._stores)
         if is_source(source):
+            if getattr(source, "shared", False) and _has_keys(self.recipe.nodes):
+                warnings.warn(
+                    f"source {spec.name!r} hands the items of a key to several members, so key_by keeps their order "
+                    f"within this process only; run one member, or use a source that keeps each key with one",
+                    OrderWarning,
+                    stacklevel=2,
+                )
             opened = cast("Source[object]", source).open(self.member)
             session: Session[object] = await stack.enter_async_context(opened)
             self.feeds[account] = SessionFeed(
@@ -309,7 +317,11 @@ class Run:
         if isinstance(func, str):
             func = await self._opened(stack, "sinks", func, f"stage {spec.name!r}, sink")
         handler: Callable[[Any], Any] = func.write if is_sink(func) else cast("Any", func)
-        inbox: Buffer[Piece] = Buffer(spec.capacity or max(1024, 8 * spec.max_size), max_bytes=None, weigh=spec.weigh)
+        inbox: Buffer[Piece] = Buffer(
+            spec.capacity or max(1024, 8 * spec.max_size),
+            max_bytes=None if spec.max_bytes is None else 8 * spec.max_bytes,
+            weigh=spec.weigh,
+        )
         stage = Stage(
             pipeline=self.pipeline,
             name=spec.name,
@@ -403,6 +415,15 @@ class Run:
             abandoned=_worker.abandoned(),
             listener_errors=self.listeners.listener_errors,
         )
+
+
+def _has_keys(nodes: Sequence[Node]) -> bool:
+    return any(
+        node.kind == "key_by"
+        if isinstance(node, InlineSpec)
+        else isinstance(node, ForkSpec) and any(map(_has_keys, node.branches))
+        for node in nodes
+    )
 
 
 async def _unreachable(route: Route, stop: object, /) -> None:

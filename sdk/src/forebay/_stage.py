@@ -125,7 +125,7 @@ class Stage:
     """Whether a batch that failed without a word about which item is taken apart."""
     lanes: Lanes | None = None
     max_waiting: int = 10_000
-    """Items that may wait behind busy keys before the stage takes no new ones."""
+    """Items that may wait behind busy keys, and batches for another attempt, before the stage takes no new ones."""
     batch_done: Callable[[BatchInfo], None] | None = None
     ask: Callable[[Failure], Category]
     source: str = ""
@@ -185,6 +185,8 @@ class Stage:
         """Return what a free worker does next: as much as has gathered, up to the limits."""
         if self._again:
             return self._again.popleft()
+        if len(self._due) >= self.max_waiting:
+            return None  # enough waits for another attempt; what is due wakes a worker
         if self.lanes is not None:
             return self._next_in_lanes(self.lanes)
         pieces = self.inbox.take_nowait(self._size_now() if self.per_item else self.max_size, self.max_bytes)

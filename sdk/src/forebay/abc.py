@@ -98,7 +98,11 @@ class Session(Protocol[T_co]):
 
 @runtime_checkable
 class Source(Protocol[T_co]):
-    """Where items come from. One source object may be opened by several members."""
+    """Where items come from. One source object may be opened by several members.
+
+    A source whose items of one key may be in the hands of several members at once says so with an attribute
+    `shared = True`; a pipeline with `key_by` then warns that order holds within a process only.
+    """
 
     def open(self, member: Member, /) -> AbstractAsyncContextManager[Session[T_co]]:
         """Open a session; leaving the block closes it and does not settle anything."""
