@@ -6,6 +6,7 @@ import inspect
 import os
 import re
 from collections.abc import AsyncIterable, Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from types import NoneType
 from typing import Any, TypeGuard, get_args, get_type_hints
@@ -68,12 +69,12 @@ def check_retry(retry: object) -> None:
 
 
 def check_store(store: object) -> None:
-    if store is None or isinstance(store, str) or (is_async(getattr(store, "put", None)) and not isinstance(store, type)):
-        return
-    raise TypeError(
-        f"dead_letters must be a store, or the name or URL of one, not {store!r:.100}; "
-        f"write dead_letters='memory' to keep them in memory"
-    )
+    can_put = callable(getattr(store, "put", None)) and not isinstance(store, type)
+    if not (store is None or isinstance(store, str) or can_put):
+        raise TypeError(
+            f"dead_letters must be a store, or the name or URL of one, not {store!r:.100}; "
+            f"write dead_letters='memory' to keep them in memory"
+        )
 
 
 def default_concurrency(run_in: RunIn) -> int:
@@ -109,9 +110,9 @@ def returns_none(func: Callable[..., object]) -> bool:
     try:
         return get_type_hints(func).get("return") is NoneType
     except Exception:  # names that are only known to a type checker
-        return getattr(func, "__annotations__", {}).get("return") in (None.__class__, "None") and (
-            "return" in getattr(func, "__annotations__", {})
-        )
+        with suppress(Exception):  # from Python 3.14 on these are evaluated when they are asked for
+            return func.__annotations__.get("return", NoneType) in (None, "None")
+        return False
 
 
 def without_password(url: str) -> str:

@@ -197,16 +197,17 @@ class PipelineExit:
     def parts(self, batch: Batch) -> tuple[BatchPart, ...]:
         """Return where the items of *batch* came from."""
         parts: list[BatchPart] = []
-        last: tuple[FeedLedger, int, int] | None = None
+        last: tuple[FeedLedger, int, int, bool] | None = None
         offsets: list[Offset] = []
         for piece in batch.pieces:
+            children = piece.family is not None
             for position in piece.listed():
                 hold = self.office.ledger.hold(position)
-                chunk = hold.chunk
-                origin = (hold.feed, 0, 0) if chunk is None else (hold.feed, chunk.partition, chunk.epoch)
+                partition, epoch = (0, 0) if hold.chunk is None else (hold.chunk.partition, hold.chunk.epoch)
+                origin = (hold.feed, partition, epoch, children)
                 if origin != last:
                     offsets = []
-                    parts.append(BatchPart(hold.feed.name, origin[1], origin[2], offsets))
+                    parts.append(BatchPart(hold.feed.name, partition, epoch, offsets, children))
                     last = origin
                 offsets.append(hold.offset(position))
         return tuple(parts)

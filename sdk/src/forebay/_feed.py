@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import anyio
 import anyio.lowlevel
-from attrs import define, field
+from attrs import define, evolve, field
 
 from forebay._batcher import Gather, Piece, Record
 from forebay._channel import Buffer
@@ -19,6 +19,7 @@ from forebay._errors import BlockedLoopWarning, SettlementError
 from forebay._ledger import FeedLedger, Hold, Ledger
 from forebay._retry import Retry
 from forebay._route import Route
+from forebay._scope import raise_bare
 from forebay._source import Mapped, Reader
 from forebay._stage import SLICE_SECONDS
 from forebay._steps import BLOCKED_SECONDS, Step, Stop, run_steps
@@ -33,8 +34,8 @@ LINGER_SECONDS = 0.02
 """How long a settlement waits for others while nothing is fetched."""
 ALONE_FROM = 3
 """An item that was handed out so often, failures not counted, may have killed the process before: it runs alone."""
-LEAST_FETCH = 1024
-"""Items that are fetched at once where no stage says how many it can take."""
+FETCH_ITEMS = 1024
+"""Most items of a fetch, unless a batch is larger: more would not be cheaper, and would leave the processor's cache."""
 
 
 @define(eq=False)
@@ -71,7 +72,7 @@ class ReaderFeed:
     async def pump(self) -> None:
         """Run until the source is at its end, or `stop` is called."""
         route, inbox = self.route, self.route.inbox
-        size = route.max_size or LEAST_FETCH
+        size = route.max_size or FETCH_ITEMS
         gather = Gather()
         share = 16  # items taken between two looks at the clock
         last_yield = perf_counter()
@@ -242,6 +243,7 @@ class SessionFeed:
     _rest: list[Piece | Stop] = field(factory=list[Piece | Stop])
     """What waits to be sent on; nothing is fetched meanwhile."""
     _rest_came: anyio.Event | None = None
+    _fetched: Chunk[object] | None = None
 
     def stop(self) -> None:
         """Fetch no more; what is in hand goes on and is settled."""
@@ -270,10 +272,13 @@ class SessionFeed:
     async def pump(self) -> None:
         """Fetch, settle and renew until the source is at its end, or stopped, and has been told of everything."""
         self._renewed = self.clock()
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._send_rest)
-            await self._converse()
-            tasks.cancel_scope.cancel()
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._send_rest)
+                await self._converse()
+                tasks.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            raise_bare(group)
 
     async def _converse(self) -> None:
         """Talk to the source. Nothing in here waits for a stage: a claim has to be renewed in time."""
@@ -312,13 +317,13 @@ class SessionFeed:
     def _room(self) -> int:
         """Return how many items may be fetched now."""
         inbox = self.route.inbox
-        room = LEAST_FETCH
+        room = FETCH_ITEMS
         if inbox is not None:
             if inbox.held and inbox.held + self.route.max_size > inbox.max_items:
                 return 0
             if inbox.max_bytes is not None and inbox.held and inbox.held_bytes >= inbox.max_bytes:
                 return 0
-            room = max(inbox.max_items - inbox.held, 1)
+            room = min(max(inbox.max_items - inbox.held, 1), max(FETCH_ITEMS, self.route.max_size))
         return max(0, min(room, self.max_gap - self.ledger.span()))
 
     def _room_bytes(self) -> int | None:
@@ -331,36 +336,46 @@ class SessionFeed:
         """Tell the source what is final and take what it has; return whether anything came."""
         statement = self.account.statement()
         try:
-            chunk = await self._bounded(
+            self._fetched = await self._bounded(
                 lambda: self.session.exchange(statement, max_items=room, max_bytes=self._room_bytes()),
                 "take what was settled",
             )
         except Exception as error:
             await self._trouble(error)
             return True
+        # No checkpoint from here to the ledger: what was fetched is in it before anything can be cut off.
         self.account.told()
         self._troubles = 0
-        if chunk is None:
+        if self._fetched is None:
             self.ended = True
             return True
-        if chunk.lost:
-            self.lost(self.account, chunk.lost)
-        if not chunk.items:
+        if self._fetched.lost:
+            self.lost(self.account, self._fetched.lost)
+        if not self._fetched.items:
             return False
-        self._take_in(chunk)
+        self._take_in()
         return True
 
-    def _take_in(self, chunk: Chunk[object]) -> None:
+    def _take_in(self) -> None:
+        """Enter what was fetched in the ledger and send it on.
+
+        Only the pieces keep the items alive, so that a step frees them while they are warm.
+        """
+        chunk, self._fetched = self._fetched, None
+        assert chunk is not None
+        items = list(chunk.items)
+        chunk = evolve(chunk, items=())
         now = self.clock()
-        # No checkpoint between the answer and this line: what was fetched is in the ledger.
-        hold = self.ledger.register(len(chunk.items), self.account, now, chunk)
-        self.open_items += len(chunk.items)
+        hold = self.ledger.register(len(items), self.account, now, chunk)
+        self.open_items += len(items)
         if self.keep_items:
-            hold.items = chunk.items
-        for piece in _pieces(hold, chunk, now):
-            rest = piece if self._rest else self.route.send_nowait(piece)
-            if rest is not None:
-                self._rest.append(rest)
+            hold.items = list(items)
+        pieces = _pieces(hold, items, now)
+        del items
+        for piece in pieces:
+            rest = [piece] if self._rest else self.route.send_nowait(piece)
+            if rest:
+                self._rest += rest
                 if self._rest_came is not None:
                     self._rest_came.set()
 
@@ -422,15 +437,17 @@ class SessionFeed:
         self._waiting = None
 
 
-def _pieces(hold: Hold, chunk: Chunk[object], now: float) -> list[Piece]:
+def _pieces(hold: Hold, items: list[object], now: float) -> list[Piece]:
     """Return the items as one piece, but for those that were handed out so often that they have to run alone."""
+    chunk = hold.chunk
+    assert chunk is not None
     keys = list(chunk.keys) if chunk.keys is not None else None
-    rest = Piece(list(chunk.items), hold.base, hold.stop, keys=keys, since=now)
+    rest = Piece(items, hold.base, hold.stop, keys=keys, since=now)
     if isinstance(chunk.deliveries, int) and chunk.deliveries < ALONE_FROM:
         return [rest]
     pieces: list[Piece] = []
     done = 0
-    for index in range(len(chunk.items)):
+    for index in range(len(items)):
         position = hold.base + index
         if hold.deliveries(position) - hold.failures(position) >= ALONE_FROM:
             if index > done:

@@ -31,6 +31,8 @@ class BatchPart:
     epoch: int
     offsets: list[Offset]
     """One for each item; children of one parent repeat the parent's."""
+    children: bool = False
+    """Whether several items of the pipeline may stand for one offset, in this batch or in others (`flat_map`)."""
 
 
 @frozen
@@ -80,7 +82,8 @@ def is_async(func: object) -> bool:
     """Return whether calling *func* gives something to await."""
     while isinstance(func, partial):
         func = func.func
-    return inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(getattr(func, "__call__", None))  # noqa: B004  # not asked whether it can be called
+    # Of the type: what a class's own `__call__` is says how its instances are called.
+    return inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(getattr(type(func), "__call__", None))  # noqa: B004  # not asked whether it can be called
 
 
 def build_call(

@@ -396,7 +396,7 @@ class Pipeline(Generic[T]):
         self, builder: Callable[[Pipeline[T]], Pipeline[Any] | ClosedPipeline], empty: Pipeline[T]
     ) -> Sequence[Node]:
         check_callable("branch", builder)
-        built: object = builder(empty)
+        built = cast("object", builder(empty))  # whatever somebody without a type checker returns
         if not isinstance(built, (Pipeline, ClosedPipeline)) or built.recipe.sources is not self.recipe.sources:
             raise TypeError(
                 f"branch() got {built!r:.100} from {name_of(builder)}(); "

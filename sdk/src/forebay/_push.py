@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
 import anyio
@@ -27,11 +28,23 @@ from forebay._handler import BatchPart, RunIn, build_call, name_of
 from forebay._retry import Retry, classify
 from forebay._scope import Scope, open_scope
 from forebay._stage import Batch, Dead, Stage
-from forebay._types import Again, DeadLetter, DeadLettered, DeadLetterId, Dropped, Failed, Member, StageSummary
+from forebay._types import (
+    Again,
+    Category,
+    DeadLetter,
+    DeadLettered,
+    DeadLetterId,
+    Dropped,
+    Failed,
+    Failure,
+    Member,
+    StageSummary,
+)
 from forebay.abc import DeadLetterStore
 
 if TYPE_CHECKING:
-    from forebay.hooks import Events, Plugins
+    from forebay._events import Events
+    from forebay.hooks import Plugins
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -61,7 +74,7 @@ _SPECIAL = frozenset({_Failure, _Moved})
 class _Slip(Piece):
     """The items of callers who wait together, and their results when there are any."""
 
-    __slots__ = ("answered", "outcomes", "started", "ticket")
+    __slots__ = ("answered", "gone", "outcomes", "started", "ticket")
 
     def __init__(self, items: list[object], ticket: int, since: float) -> None:
         super().__init__(items, since=since)
@@ -69,6 +82,7 @@ class _Slip(Piece):
         self.answered = anyio.Event()
         self.outcomes: Sequence[object] = ()
         self.started = False
+        self.gone = 0  # items whose callers went before it started: asking them would run the items' own `==`
 
     def like(self, items: list[object]) -> Piece:
         """Return what stands for results of this slip."""
@@ -83,10 +97,20 @@ class _Answer(Piece):
         self.slip = slip
 
 
+class _Waiter:
+    """A caller that waits for a place."""
+
+    __slots__ = ("admitted", "woken")
+
+    def __init__(self) -> None:
+        self.admitted = False
+        self.woken = anyio.Event()
+
+
 class _Desk(Buffer[Piece]):
     """The queue in front of the stage: slips, of which the last is open for more items."""
 
-    __slots__ = ("all_answered", "open_slip", "unanswered")
+    __slots__ = ("all_answered", "open_slip", "unanswered", "waiters")
 
     def __init__(self, capacity: int) -> None:
         super().__init__(capacity)
@@ -94,6 +118,29 @@ class _Desk(Buffer[Piece]):
         self.all_answered: anyio.Event | None = None
         self.open_slip: _Slip | None = None
         self.unanswered: dict[_Slip, None] = {}
+        self.waiters: dict[_Waiter, None] = {}  # first come, first served
+
+    def free(self, count: int) -> None:
+        """Free so many places and give them to those who have waited longest."""
+        self.held -= count
+        while self.waiters and self.held < self.max_items:
+            waiter = next(iter(self.waiters))
+            del self.waiters[waiter]
+            waiter.admitted = True
+            self.held += 1  # kept for it: whoever comes before it runs must not get in between
+            waiter.woken.set()
+
+    def leave_queue(self, waiter: _Waiter) -> None:
+        """Wait no more; a place that was kept goes to the next."""
+        self.waiters.pop(waiter, None)
+        if waiter.admitted:
+            self.free(1)
+
+    def wake_all(self) -> None:
+        """Let everybody who waits look again."""
+        super().wake_all()
+        for waiter in self.waiters:
+            waiter.woken.set()
 
     def take_nowait(self, max_items: int, max_bytes: int | None) -> list[Piece]:
         """Return the oldest slip, closed, without the items whose callers have gone."""
@@ -102,11 +149,11 @@ class _Desk(Buffer[Piece]):
             assert isinstance(slip, _Slip)
             if slip is self.open_slip:
                 self.open_slip = None
-            self.held -= len(slip.items)
-            self.taken += len(slip.items)
-            self.wake_putters()
             slip.started = True
-            if _GONE not in slip.items:
+            live_count = len(slip.items) - slip.gone
+            self.taken += live_count
+            self.free(live_count)
+            if not slip.gone:
                 return [slip]
             live = self.move(slip, [index for index, item in enumerate(slip.items) if item is not _GONE])
             if live.items:
@@ -181,10 +228,12 @@ class Batcher(Generic[T, R]):
             Exception: what the handler reported for this item.
         """
         desk = self._desk
-        if self._closed or desk.held >= desk.max_items or desk.waiting_putters:
+        if self._closed or desk.held >= desk.max_items or desk.waiters:
             await self._wait_room()
         slip = desk.open_slip
-        if slip is None or (self._weigh is not None and self._is_full(slip, item)):
+        if self._weigh is not None:
+            slip = self._fitting(slip, self._weigh(item))
+        if slip is None:
             slip = self._new_slip()
         items = slip.items
         index = len(items)
@@ -198,22 +247,28 @@ class Batcher(Generic[T, R]):
         finally:
             if not slip.started:
                 items[index] = _GONE
+                slip.gone += 1
+                desk.free(1)
         outcome = slip.outcomes[index]
         if type(outcome) in _SPECIAL:
             return cast("R", await _follow(outcome))
         return cast("R", outcome)
 
     async def _wait_room(self) -> None:
-        """Wait for a place, behind those who wait already."""
+        """Wait for a place, behind those who wait already; it is free when this returns."""
         self._check_open()
         desk = self._desk
-        while True:
-            event = anyio.Event()
-            desk.call_when_room(event.set, 1)
-            await event.wait()
+        waiter = _Waiter()
+        desk.waiters[waiter] = None
+        comes_in = False
+        try:
+            await waiter.woken.wait()
             self._check_open()
-            if desk.held < desk.max_items:
-                return
+            comes_in = True
+        finally:
+            if not comes_in:
+                desk.leave_queue(waiter)
+        desk.held -= 1  # the caller takes it, with no checkpoint in between
 
     def _check_open(self) -> None:
         if self._closed:
@@ -224,22 +279,17 @@ class Batcher(Generic[T, R]):
         slip = _Slip([], self._submitted, self._clock())
         desk.unanswered[slip] = None
         desk.open_slip = slip
-        self._open_bytes = 0
         desk.push(slip, 0)
         return slip
 
-    def _is_full(self, slip: _Slip, item: T) -> bool:
-        """Return whether *item* would make the open batch too large; a larger one than the limit goes alone."""
-        assert self._weigh is not None
+    def _fitting(self, slip: _Slip | None, size: int) -> _Slip | None:
+        """Return *slip* if an item of *size* bytes fits; the one that is too large for any begins one of its own."""
         assert self._stage.max_bytes is not None
-        if not slip.items:
-            self._open_bytes = 0
-        size = self._weigh(item)
-        if slip.items and self._open_bytes + size > self._stage.max_bytes:
+        if slip is None or self._open_bytes + size > self._stage.max_bytes:
             self._open_bytes = size
-            return True
+            return None
         self._open_bytes += size
-        return False
+        return slip
 
     def statistics(self) -> BatcherStatistics:
         """Return a reading of the batcher."""
@@ -256,9 +306,9 @@ class Batcher(Generic[T, R]):
 
     def _abandon(self) -> None:
         """Tell everybody who still waits that nothing will come."""
-        error = BatcherClosedError(f"batcher {self._name!r} was shut down before the item had a result")
+        message = f"batcher {self._name!r} was shut down before the item had a result"
         for slip in list(self._desk.unanswered):
-            self._desk.answer(slip, [_Failure(error)] * len(slip.items))
+            self._desk.answer(slip, [_Failure(BatcherClosedError(message)) for _ in slip.items])
 
 
 async def _follow(outcome: object) -> object:
@@ -492,7 +542,7 @@ async def open_batcher(
             splits=retry is not None,
             hands_out=True,
             batch_done=None if events is None else events.batch_done,
-            ask=lambda failure: (None if events is None else events.classify(failure)) or classify(failure),
+            ask=partial(_ask, events, retry),
             clock=clock,
             rng=rng,
         )
@@ -530,9 +580,15 @@ def _events(plugins: Plugins | None, observers: Sequence[object], dead_letters: 
     """Return who listens; without plugins and observers nobody does, and pluggy is not loaded."""
     if plugins is None and not observers:
         return None
-    from forebay.hooks import Events
+    from forebay._events import Events
 
     return Events(plugins, observers)
+
+
+def _ask(events: Events | None, retry: Retry | None, failure: Failure) -> Category:
+    """Classify *failure*; without a policy an outage is no reason to keep the callers waiting."""
+    category = (None if events is None else events.classify(failure)) or classify(failure)
+    return Category.TRANSIENT if retry is None and category is Category.DEPENDENCY else category
 
 
 async def _open_store(

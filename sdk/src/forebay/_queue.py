@@ -280,13 +280,13 @@ class _Table(Generic[T]):
         entry.failures = max(entry.failures, failure.failures)
         entry.maybe_done = entry.maybe_done or failure.maybe_done
 
-    def give_back(self, holder: _Holder[T], entry: _Entry[T], refund: bool) -> None:
+    def give_back(self, holder: _Holder[T], entry: _Entry[T], refund: bool, maybe_done: bool) -> None:
         self.let_go(holder, entry)
         if refund:
             entry.deliveries -= 1
             self.deliveries -= 1
-        else:
-            entry.maybe_done = True  # it was begun, else its delivery would not count
+        # It was begun, else its delivery would not count.
+        entry.maybe_done = entry.maybe_done or maybe_done or not refund
         self.put_back(entry)
 
     def let_go(self, holder: _Holder[T], entry: _Entry[T]) -> None:
@@ -342,7 +342,7 @@ class _Session(Generic[T]):
             for offset in given.offsets:
                 entry = self.table.held(self.holder, offset, given.partition, given.epoch)
                 if entry is not None:
-                    self.table.give_back(self.holder, entry, refund)
+                    self.table.give_back(self.holder, entry, refund, given.maybe_done)
         self.table.wake()
 
     async def renew(self, failures: Sequence[Redelivery], /) -> list[Deliveries]:

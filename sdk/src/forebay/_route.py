@@ -46,25 +46,34 @@ class Route:
         else:
             await self.mend(stop)
 
-    def send_nowait(self, piece: Piece) -> Piece | Stop | None:
-        """Send *piece* on if that needs no waiting; return what is left to be done: `send` the piece, `mend` the stop.
+    def send_nowait(self, piece: Piece) -> Sequence[Piece | Stop]:
+        """Send *piece* on as far as that needs no waiting; return what is left: pieces to `send`, a stop to `mend`.
 
-        A piece that is returned has not been through the steps.
+        It goes batch by batch, so that the items as they came can be freed while they are warm.
         """
         inbox = self.inbox
-        if inbox is None or inbox.waiting_putters or not inbox.fits(len(piece.items), 0) or inbox.weigh is not None:
-            return piece
-        stop = run_steps(self.steps, 0, piece)
-        if stop is not None:
-            return stop
-        if not piece.items:
-            self.settle(piece)
-            return None
-        piece.since = self.clock()
-        while len(piece.items) > self.max_size:
-            inbox.push(piece.split(self.max_size), 0)
-        inbox.push(piece, 0)
-        return None
+        if inbox is None or inbox.waiting_putters or inbox.weigh is not None:
+            return [piece]
+        since = self.clock()
+        rest: Piece | None = piece
+        while rest is not None:
+            if not inbox.fits(min(len(rest.items), self.max_size), 0):
+                return [rest]
+            if len(rest.items) > self.max_size:
+                piece = rest.split(self.max_size)
+            else:
+                piece, rest = rest, None
+            stop = run_steps(self.steps, 0, piece)
+            if stop is not None:
+                return [stop] if rest is None else [stop, rest]
+            if not piece.items:
+                self.settle(piece)
+                continue
+            piece.since = since
+            while len(piece.items) > self.max_size:  # children
+                inbox.push(piece.split(self.max_size), 0)
+            inbox.push(piece, 0)
+        return ()
 
     async def mend(self, stop: Stop) -> None:
         """Go on after a step has failed: first what came before the item, then the item, then the rest."""

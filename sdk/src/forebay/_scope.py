@@ -10,7 +10,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from typing import Any, NoReturn, TypeVarTuple, cast
+from typing import Any, NoReturn, TypeVarTuple
 
 import anyio
 import attrs
@@ -288,7 +288,7 @@ async def _watch_signals(scope: Scope, *, task_status: TaskStatus[None]) -> None
 
 def raise_bare(group: BaseExceptionGroup[BaseException]) -> NoReturn:
     """Raise the only exception in *group* as itself; several leave as the group."""
-    failure = _only(group)
+    failure = group.exceptions[0] if len(group.exceptions) == 1 else group
     context = failure.__context__
     try:
         raise failure
@@ -296,13 +296,3 @@ def raise_bare(group: BaseExceptionGroup[BaseException]) -> NoReturn:
         # `raise` has made the group its own member's context.
         failure.__context__ = context
         del failure, context, group
-
-
-def _only(error: BaseException) -> BaseException:
-    """Return the exception inside groups of one."""
-    while isinstance(error, BaseExceptionGroup):
-        members = cast("BaseExceptionGroup[BaseException]", error).exceptions
-        if len(members) != 1:
-            break
-        error = members[0]
-    return error

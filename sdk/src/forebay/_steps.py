@@ -15,6 +15,7 @@ from typing import NamedTuple
 from attrs import define
 
 from forebay._batcher import Piece
+from forebay._checks import a
 from forebay._errors import BlockedLoopWarning, HandlerContractError
 from forebay._metrics import StageMetrics
 
@@ -77,8 +78,9 @@ def run_steps(steps: tuple[Step, ...], first: int, piece: Piece) -> Stop | None:
 
 def _warn_blocked(step: Step, count: int, seconds: float) -> None:
     step.warned = True
+    items = "1 item" if count == 1 else f"{count} items"
     warnings.warn(
-        f"{step.kind} step {step.name!r} held the event loop for {seconds * 1000:.0f} ms over {count} items; "
+        f"{step.kind} step {step.name!r} held the event loop for {seconds * 1000:.0f} ms over {items}; "
         f"pass run_in='thread' or run_in='process' to move it off the loop",
         BlockedLoopWarning,
         stacklevel=2,
@@ -164,11 +166,15 @@ def _leave_out(step: Step, piece: Piece, kept: list[object], dropped: list[int])
 def _flat_map(step: Step, piece: Piece) -> _Stopped | None:
     func = step.func
     families: list[list[object]] = []
+    family: object = None
     stopped: _Stopped | None = None
     try:
         for item in piece.items:
-            families.append(list(func(item)))  # type: ignore[call-overload]  # an iterable, or the TypeError says so
+            family = func(item)
+            families.append(list(family))  # type: ignore[call-overload]  # an iterable, or the TypeError says so
     except Exception as error:
+        if _is_coroutine(family):
+            _refuse_coroutine(step, [family])
         whole = piece
         piece, bad = _cut(whole, len(families))
         stopped = piece, bad, whole, error
@@ -216,8 +222,8 @@ def _refuse_key(step: Step, key: object) -> None:
         _refuse_coroutine(step, [key])
     if not isinstance(key, str):
         raise HandlerContractError(
-            f"key_by step {step.name!r} returned {key!r}, a {type(key).__name__}; return a str, the same for "
-            f"all items that have to stay in order"
+            f"key_by step {step.name!r} returned {key!r:.100}, {a(type(key).__name__)}; return a str, "
+            f"the same for all items that have to stay in order"
         )
 
 

@@ -80,7 +80,8 @@ class Session(Protocol[T_co]):
     async def give_back(self, deliveries: Sequence[Deliveries], /, *, refund: bool) -> None:
         """Return items unfinished, so that they are handed out again at once.
 
-        With *refund* the delivery is not counted. Idempotent; items of an old epoch are ignored.
+        With *refund* the delivery is not counted. Those that are `maybe_done` come again with `Chunk.maybe_done`,
+        to whoever gets them. Idempotent; items of an old epoch are ignored.
         """
         ...
 

@@ -61,6 +61,10 @@ class _Entry(Generic[T]):
     def final(self) -> bool:
         return self.settled or self.stolen_from is not None
 
+    def note(self, failure: Redelivery) -> None:
+        self.failures = failure.failures
+        self.maybe_done |= failure.maybe_done
+
 
 class ScriptedSource(Generic[T]):
     """A source of one partition that plays a script; everything that is not a step of its own is an item.
@@ -230,7 +234,7 @@ class ScriptedSource(Generic[T]):
 
     def _retry_one(self, entry: _Entry[T], retry: Redelivery) -> bool:
         if entry.holder == retry.epoch:
-            entry.failures, entry.maybe_done = retry.failures, retry.maybe_done
+            entry.note(retry)
             self._put_back(entry, anyio.current_time() + retry.after)
             return True
         return not self._is_stale(entry, retry.epoch)
@@ -371,6 +375,7 @@ class ScriptedSession(Generic[T]):
             for entry in source._named(group.offsets):
                 if entry.holder == group.epoch:
                     entry.deliveries -= refund
+                    entry.maybe_done |= group.maybe_done
                     source._put_back(entry)
         source._change()
 
@@ -382,7 +387,7 @@ class ScriptedSession(Generic[T]):
         for failure in failures:
             for entry in source._named([failure.offset]):
                 if entry.holder == failure.epoch:
-                    entry.failures, entry.maybe_done = failure.failures, failure.maybe_done
+                    entry.note(failure)
         return source._stolen_from(self.epoch)
 
     async def lag(self) -> int | None:
