@@ -22,6 +22,9 @@ from forebay._steps import Stop, run_steps
 from forebay._types import Category, DeadLetter, DeadLettered, DeadLetterId, Failure, Member, Offset, Redelivery
 from forebay.abc import DeadLetterStore
 
+SHED_SECONDS = 0.1
+"""Shortest time that an item which waits behind its key stays with its source before it comes again."""
+
 
 class Office(Protocol):
     """What the exits of a run share."""
@@ -65,9 +68,8 @@ class PipelineExit:
 
     def singles(self, piece: Piece) -> list[Piece]:
         """Return a piece for each item of *piece*; what was filtered out of it becomes final."""
-        positions = self.route.listed(piece).listed()
-        if piece.family is not None:
-            piece.family.scattered(positions)
+        self.listed(piece)
+        positions = piece.listed()
         if len(positions) == 1:
             return [piece]
         return [
@@ -80,6 +82,12 @@ class PipelineExit:
             )
             for index, (item, position) in enumerate(zip(piece.items, positions, strict=True))
         ]
+
+    def listed(self, piece: Piece) -> None:
+        """Make *piece* ready for its items to go separate ways."""
+        positions = self.route.listed(piece).listed()
+        if piece.family is not None:
+            piece.family.scattered(positions)
 
     def drop(self, piece: Piece, reason: str) -> None:
         """Throw a single item away on purpose."""
@@ -167,6 +175,25 @@ class PipelineExit:
             return False
         self._redeliver(hold, position, redelivery)
         return True
+
+    def offset(self, position: int) -> Offset | None:
+        """Return the offset of the item at *position*."""
+        return self.office.ledger.hold(position).offset(position)
+
+    def shed(self, position: int, until: float) -> Offset | None:
+        """Give an item that waits behind its key back to its source until then; return its offset if that works."""
+        ledger = self.office.ledger
+        hold = ledger.hold(position)
+        feed = self.office.feeds.get(hold.feed)
+        if feed is None or ledger.leaves > 1 or any(position in children for children in ledger.children):
+            return None
+        record = Record(failures=hold.failures(position), maybe_done=hold.maybe_done(position))
+        error = TimeoutError("too many items wait behind the one of the same key that is being tried again")
+        delay = max(SHED_SECONDS, until - anyio.current_time())
+        self._redeliver(hold, position, self._redelivery(hold, position, record, delay, error))
+        feed.open_items -= 1
+        feed.poke()
+        return hold.offset(position)
 
     def give_up(self, piece: Piece, delay: float) -> None:
         """Return a single item that waits for another attempt, because the run drains."""

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from forebay._batcher import Piece
+from forebay._types import Offset
 
-_Waiting = tuple[object, int]
-"""An item and its position."""
+_Waiting = tuple[object, int, float]
+"""An item, its position, and when it arrived."""
+
+Shed = Callable[[int, float], Offset | None]
+"""Gives the item at a position back to its source, to come again at a time of the loop's clock; returns its offset.
+
+`None` where that is not possible: then the item has to wait here.
+"""
+
+
+def _keep(position: int, until: float) -> Offset | None:
+    return None
+
+
+def _unknown(position: int) -> Offset | None:
+    return None
 
 
 class Lanes:
@@ -16,12 +31,41 @@ class Lanes:
 
     A key is *busy* from the moment one of its items is chosen for a batch until `release` is called for it,
     so waits for another attempt included: later items of the key stay behind the one that failed.
+    When too many wait behind one that failed, further ones go back to their source; they come again in the order
+    of their going, and until then every later item of the key goes back too. Behind one that just runs they all
+    wait: it will not take long.
     """
 
-    __slots__ = ("_busy", "in_order", "peak", "ready", "waiting")
+    __slots__ = (
+        "_away",
+        "_blocked",
+        "_busy",
+        "in_order",
+        "max_lane",
+        "max_waiting",
+        "offset",
+        "peak",
+        "ready",
+        "shed",
+        "waiting",
+    )
 
-    def __init__(self, *, in_order: bool) -> None:
+    def __init__(
+        self,
+        *,
+        in_order: bool,
+        max_lane: int = 1_000,
+        max_waiting: int = 10_000,
+        shed: Shed = _keep,
+        offset: Callable[[int], Offset | None] = _unknown,
+    ) -> None:
         self.in_order = in_order  # whether a batch may hold several items of a key
+        self.max_lane = max_lane  # items that may wait behind one key
+        self.max_waiting = max_waiting  # items that may wait behind all keys
+        self.shed = shed
+        self.offset = offset
+        self._blocked: dict[str, float] = {}  # by key: when the item that failed is tried again
+        self._away: dict[str, list[Offset]] = {}  # by key: what went back and has not come again, in order
         self.waiting = 0  # items that wait behind a busy key
         self.peak = 0
         self.ready: deque[Piece] = deque()  # heads of their lanes, to be run next
@@ -41,8 +85,11 @@ class Lanes:
         keys_out: list[str] = []
         several = self.in_order
         for item, position, key in zip(piece.items, positions, keys, strict=True):
+            again = self._away and key in self._away
+            if again and not self._comes_again(key, position):
+                continue
             if key in busy and not (several and key in owned):
-                self._queue(key, item, position)
+                self._queue(key, item, position, piece.since, front=bool(again))
                 continue
             if key not in owned:
                 busy[key] = None
@@ -56,14 +103,49 @@ class Lanes:
             return piece
         return Piece(items_out, positions=positions_out, keys=keys_out, since=piece.since)
 
-    def _queue(self, key: str, item: object, position: int) -> None:
+    def _comes_again(self, key: str, position: int) -> bool:
+        """Return whether the item is the next of those that went back; if not, it goes back (again)."""
+        away = self._away[key]
+        offset = self.offset(position)
+        if offset == away[0]:
+            del away[0]
+            if not away:
+                del self._away[key]
+            return True
+        if offset not in away:
+            gone = self.shed(position, self._blocked.get(key, 0.0))
+            if gone is None:
+                return True  # it has no source to wait in
+            away.append(gone)
+        elif self.shed(position, self._blocked.get(key, 0.0)) is None:
+            away.remove(offset)
+            return True
+        return False
+
+    def _queue(self, key: str, item: object, position: int, since: float, *, front: bool) -> None:
         lane = self._busy[key]
         if lane is None:
             lane = self._busy[key] = deque()
-        lane.append((item, position))
+        if key in self._blocked and (len(lane) >= self.max_lane or self.waiting >= self.max_waiting):
+            gone = self.shed(position, self._blocked[key])
+            if gone is not None:
+                away = self._away.setdefault(key, [])
+                away.insert(0 if front else len(away), gone)
+                return
+        lane.append((item, position, since))
         self.waiting += 1
         if self.waiting > self.peak:
             self.peak = self.waiting
+
+    def block(self, keys: Iterable[str], until: float) -> None:
+        """Take note that the heads of these lanes failed and are tried again at *until*."""
+        for key in keys:
+            self._blocked[key] = until
+
+    def unblock(self, keys: Iterable[str]) -> None:
+        """The heads of these lanes run again."""
+        for key in keys:
+            self._blocked.pop(key, None)
 
     def waiting_for(self, key: str) -> int:
         """Return how many items wait behind *key*."""
@@ -76,6 +158,8 @@ class Lanes:
         woken = False
         for key in keys:
             lane = busy.pop(key, None)
+            if self._blocked:
+                self._blocked.pop(key, None)
             if lane:
                 busy[key] = None
                 self._promote(key, lane)
@@ -86,12 +170,11 @@ class Lanes:
         """Make the head of *lane* ready; all of it where a batch may hold several."""
         count = len(lane) if self.in_order else 1
         heads = [lane.popleft() for _ in range(count)]
+        items, positions = [head[0] for head in heads], [head[1] for head in heads]
         self.waiting -= count
         if lane:
             self._busy[key] = lane
-        self.ready.append(
-            Piece([item for item, _ in heads], positions=[position for _, position in heads], keys=[key] * count)
-        )
+        self.ready.append(Piece(items, positions=positions, keys=[key] * count, since=heads[0][2]))
 
     def take_ready(self, max_items: int, owned: set[str]) -> list[Piece]:
         """Return pieces of items that hold their lanes, at most *max_items* items."""
@@ -122,7 +205,10 @@ class Lanes:
         lane = self._busy[key]
         if lane is None:
             lane = self._busy[key] = deque()
-        rest = list(zip(piece.items[count:], piece.positions[count:], strict=True))
+        rest = [
+            (item, position, piece.since)
+            for item, position in zip(piece.items[count:], piece.positions[count:], strict=True)
+        ]
         lane.extendleft(reversed(rest))
         self.waiting += len(rest)
         piece.items, piece.positions, piece.keys = piece.items[:count], piece.positions[:count], piece.keys[:count]

@@ -432,6 +432,8 @@ def pipeline(
     retry: Retry | None = None,
     dead_letters: Store | None = None,
     max_gap: int = 65_536,
+    max_lane: int = 1_000,
+    max_blocked: int = 10_000,
 ) -> Pipeline[Any]: ...
 @overload
 def pipeline(
@@ -443,6 +445,8 @@ def pipeline(
     retry: Retry | None = None,
     dead_letters: Store | None = None,
     max_gap: int = 65_536,
+    max_lane: int = 1_000,
+    max_blocked: int = 10_000,
 ) -> Pipeline[T]: ...
 def pipeline(
     source: Any,
@@ -453,6 +457,8 @@ def pipeline(
     retry: Retry | None = None,
     dead_letters: Store | None = None,
     max_gap: int = 65_536,
+    max_lane: int = 1_000,
+    max_blocked: int = 10_000,
 ) -> Pipeline[Any]:
     """Begin a recipe with the items of *source*, and of *more* sources merged into it.
 
@@ -468,6 +474,9 @@ def pipeline(
         retry: Policy of all steps and stages that have none of their own.
         dead_letters: Store of all steps and stages that have none of their own.
         max_gap: Items between the oldest that is not final and the newest that was fetched; fetching stops there.
+        max_lane: Items that may wait behind one key; further ones go back to their source for a while, if it can
+            take them back.
+        max_blocked: The same for all keys together.
     """
     check_retry(retry)
     check_store(dead_letters)
@@ -478,7 +487,15 @@ def pipeline(
         for index, spec in enumerate(sources)
     )
     return Pipeline(
-        Recipe(name, unique, retry=retry, dead_letters=dead_letters, max_gap=at_least("max_gap", max_gap, 1))
+        Recipe(
+            name,
+            unique,
+            retry=retry,
+            dead_letters=dead_letters,
+            max_gap=at_least("max_gap", max_gap, 1),
+            max_lane=at_least("max_lane", max_lane, 1),
+            max_blocked=at_least("max_blocked", max_blocked, 1),
+        )
     )
 
 

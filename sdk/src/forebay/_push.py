@@ -358,6 +358,10 @@ class _PushExit:
             singles += ones
         return singles
 
+    def listed(self, piece: Piece) -> None:
+        """Never called: a batcher has no keys."""
+        raise AssertionError("a batcher has no lanes")  # pragma: no cover -- lanes=None
+
     def drop(self, piece: Piece, reason: str) -> None:
         """Tell the caller that its item was dropped."""
         self._fail(piece, ItemDroppedError(f"{self.name}() dropped the item: {reason}"))

@@ -79,7 +79,8 @@ class Recipe:
     retry: Retry | None = None
     dead_letters: Store | None = None
     max_gap: int = 65_536
-    max_lane_items: int = 10_000
+    max_lane: int = 1_000
+    max_blocked: int = 10_000
 
 
 def count_leaves(nodes: Sequence[Node]) -> int:

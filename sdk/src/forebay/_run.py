@@ -322,13 +322,14 @@ class Run:
             max_bytes=None if spec.max_bytes is None else 8 * spec.max_bytes,
             weigh=spec.weigh,
         )
+        way_out = PipelineExit(self, spec.name, following, self._store_of(spec))
         stage = Stage(
             pipeline=self.pipeline,
             name=spec.name,
             call=build_call(
                 handler, name=spec.name, per_item=spec.per_item, run_in=spec.run_in, time_limit=spec.time_limit
             ),
-            exit=PipelineExit(self, spec.name, following, self._store_of(spec)),
+            exit=way_out,
             inbox=inbox,
             max_size=spec.max_size,
             max_bytes=spec.max_bytes,
@@ -337,8 +338,7 @@ class Run:
             idempotent=spec.idempotent,
             last=len(nodes) == 1,
             per_item=spec.per_item,
-            lanes=Lanes(in_order=spec.in_order) if keyed else None,
-            max_waiting=self.recipe.max_lane_items,
+            lanes=self._lanes(spec, way_out) if keyed else None,
             batch_done=self.listeners.batch_done,
             ask=self.ask,
             clock=self._clock,
@@ -347,6 +347,15 @@ class Run:
         )
         self._stages.insert(index, stage)
         return stage
+
+    def _lanes(self, spec: StageSpec, way_out: PipelineExit) -> Lanes:
+        return Lanes(
+            in_order=spec.in_order,
+            max_lane=self.recipe.max_lane,
+            max_waiting=self.recipe.max_blocked,
+            shed=way_out.shed,
+            offset=way_out.offset,
+        )
 
     def _step(self, spec: InlineSpec, route: Route) -> Step:
         metrics = StageMetrics()

@@ -77,6 +77,10 @@ class Exit(Protocol):
         """Return a piece for each item of *batch*; they go separate ways from now on."""
         ...
 
+    def listed(self, piece: Piece) -> None:
+        """Make *piece* ready for its items to go separate ways."""
+        ...
+
     def drop(self, piece: Piece, reason: str) -> None:
         """Throw a single item away on purpose."""
         ...
@@ -125,7 +129,7 @@ class Stage:
     """Whether a batch that failed without a word about which item is taken apart."""
     lanes: Lanes | None = None
     max_waiting: int = 10_000
-    """Items that may wait behind busy keys, and batches for another attempt, before the stage takes no new ones."""
+    """Batches that may wait for another attempt before the stage takes no new ones."""
     batch_done: Callable[[BatchInfo], None] | None = None
     ask: Callable[[Failure], Category]
     source: str = ""
@@ -216,15 +220,18 @@ class Stage:
         room = limit - sum(len(piece.items) for piece in pieces)
         if pieces and pieces[-1].record is not None and pieces[-1].record.alone:
             room = 0
-        while room > 0 and lanes.waiting < self.max_waiting:
+        while room > 0 and lanes.waiting <= lanes.max_waiting:
             taken = self.inbox.take_nowait(room, self.max_bytes)
             if not taken:
                 break
             for piece in taken:
-                if piece.family is not None:
-                    piece.family.scattered(piece.listed())
+                self.exit.listed(piece)
                 chosen = lanes.choose(piece, owned)
-                if chosen is not None:
+                if chosen is None:
+                    continue
+                if chosen.record is not None and chosen.record.alone and pieces:
+                    self._again.append(Batch([chosen]))
+                else:
                     pieces.append(chosen)
                     room -= len(chosen.items)
         return Batch(pieces) if pieces else None
@@ -370,7 +377,7 @@ class Stage:
         for piece in pieces:
             if piece.keys is not None and lanes.release(dict.fromkeys(piece.keys)):
                 woken = True
-        if woken or lanes.waiting < self.max_waiting:
+        if woken or lanes.waiting <= lanes.max_waiting:
             self.inbox.wake_one()
 
     # --- Outcomes other than success ------------------------------------------------------------
@@ -530,7 +537,11 @@ class Stage:
 
     def _schedule(self, batch: Batch, delay: float) -> None:
         self._sequence += 1
-        heapq.heappush(self._due, (anyio.current_time() + delay, self._sequence, batch))
+        due = anyio.current_time() + delay
+        heapq.heappush(self._due, (due, self._sequence, batch))
+        if self.lanes is not None:
+            for piece in batch.pieces:
+                self.lanes.block(piece.keys or (), due)
         if self._due_changed is not None:
             self._due_changed.set()
 
@@ -545,7 +556,11 @@ class Stage:
                 with anyio.move_on_after(wait):
                     await self._due_changed.wait()
             while self._due and self._due[0][0] <= anyio.current_time():
-                self._again.append(heapq.heappop(self._due)[2])
+                batch = heapq.heappop(self._due)[2]
+                if self.lanes is not None:
+                    for piece in batch.pieces:
+                        self.lanes.unblock(piece.keys or ())
+                self._again.append(batch)
                 self.inbox.wake_one()
 
     def waiting_beyond(self, time: float) -> list[tuple[float, Batch]]:
