@@ -115,8 +115,11 @@ class Piece(Part[object]):
         self.stop = other.stop
         if other.holes:
             self.holes = (self.holes or []) + other.holes
-        if self.keys is not None and other.keys is not None:
-            self.keys += other.keys
+        if other.keys is not None:  # a piece whose items were all filtered out has none
+            if self.keys is None:
+                self.keys = other.keys
+            else:
+                self.keys += other.keys
         return True
 
 
@@ -177,9 +180,11 @@ class Family:
         final: list[int] = []
         for index in dropped:
             parent = positions[index]
-            counted = any(parent in counter for counter in self._counters)
-            if counted or (parent not in staying and parent not in final):
+            if any(parent in counter for counter in self._counters):
                 final.append(parent)
+            elif parent not in staying:
+                final.append(parent)
+                staying.add(parent)  # once is enough where nothing is counted
         return final
 
 

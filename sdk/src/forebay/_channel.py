@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Generic, Self, TypeAlias, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import anyio
 import anyio.lowlevel
-from attrs import frozen
+from attrs import define, frozen
 
 from forebay._errors import ChannelClosedError, EndOfChannel
 
@@ -37,8 +37,15 @@ class Part(Generic[T]):
 
 P = TypeVar("P", bound="Part[Any]")
 
-_Putter: TypeAlias = tuple[Callable[[], object], int, int, bool]
-"""Whom to tell, how many items and bytes it wants to push, and whether the next in the queue is told at once."""
+
+@define(eq=False)
+class _Putter:
+    """Somebody who waits for room."""
+
+    notify: Callable[[], object]
+    count: int
+    """Items that it wants to push."""
+    nbytes: int
 
 
 @frozen
@@ -68,12 +75,14 @@ class ChannelStatistics:
 class Buffer(Generic[P]):
     """What is inside a channel: parts in order, and who waits for them.
 
-    Nothing here waits longer than for room or for parts; fairness is first come, first served on each side.
+    Nothing here waits longer than for room or for parts. Who waits for room is served first come, first served.
+    Who waits for parts is woken in that order too, but whoever runs first takes them.
     """
 
     __slots__ = (
         "_putters",
         "_takers",
+        "_watchers",
         "closed",
         "held",
         "held_bytes",
@@ -109,6 +118,7 @@ class Buffer(Generic[P]):
         self.closed = False  # no more parts will come
         self._takers: deque[anyio.Event] = deque()
         self._putters: deque[_Putter] = deque()
+        self._watchers: deque[tuple[Callable[[], object], int]] = deque()
 
     @property
     def waiting_takers(self) -> int:
@@ -117,6 +127,10 @@ class Buffer(Generic[P]):
     @property
     def waiting_putters(self) -> int:
         return len(self._putters)
+
+    @property
+    def watchers(self) -> int:
+        return len(self._watchers)
 
     def weight(self, part: P) -> int:
         weigh = self.weigh
@@ -146,54 +160,63 @@ class Buffer(Generic[P]):
         if self._takers:
             self._takers.popleft().set()
 
-    async def put(self, part: P) -> None:
-        """Wait for room, then append *part*; cancelled: it was not appended."""
+    async def put(self, part: P, check: Callable[[], None] | None = None) -> None:
+        """Wait for room, then append *part*; cancelled: it was not appended.
+
+        Args:
+            part: What to append.
+            check: Called when a wait ends or is interrupted; what it raises ends the wait.
+        """
         nbytes = self.weight(part)
         if self._putters or not self.fits(len(part.items), nbytes):
-            await self._wait_room(len(part.items), nbytes)
+            await self._wait_room(len(part.items), nbytes, check)
         self.push(part, nbytes)
         if self._putters:
             self.wake_putters()
 
-    async def _wait_room(self, count: int, nbytes: int) -> None:
-        enqueue = self._putters.append
-        while True:
-            event = anyio.Event()
-            entry = (event.set, count, nbytes, False)
-            enqueue(entry)
-            woken = False
-            try:
+    async def _wait_room(self, count: int, nbytes: int, check: Callable[[], None] | None) -> None:
+        event = anyio.Event()
+        putter = _Putter(event.set, count, nbytes)
+        self._putters.append(putter)
+        may_push = False
+        try:
+            while not may_push:
                 await event.wait()
-                woken = True
-            finally:
-                if not woken:
-                    self._leave_queue(entry)
-            if self.closed or not self.receivers:
-                raise ChannelClosedError("the channel was closed while send() waited for room; nothing was sent")
-            if self.fits(count, nbytes):
-                return
-            enqueue = self._putters.appendleft  # somebody came between; the place in the queue is kept
-
-    def _leave_queue(self, entry: _Putter) -> None:
-        if entry in self._putters:
-            self._putters.remove(entry)
-        else:  # woken and cancelled at once: the room belongs to the next one
-            self.wake_putters()
+                if self.closed or not self.receivers:
+                    raise ChannelClosedError("the channel was closed while send() waited for room; nothing was sent")
+                if check is not None:
+                    check()
+                may_push = self._putters[0] is putter and self.fits(count, nbytes)
+                event = anyio.Event()
+                putter.notify = event.set
+        finally:
+            self._putters.remove(putter)
+            if not may_push:  # the room that it may have been told of belongs to the next one
+                self.wake_putters()
 
     def call_when_room(self, notify: Callable[[], object], count: int) -> None:
-        """Call *notify* once, as soon as there is room for *count* items; nothing is reserved by it."""
-        self._putters.append((notify, count, 0, True))
+        """Call *notify* once, when something is taken and there is room for *count* items.
+
+        Nothing is reserved by it, and it holds up nobody who puts: what is in the queue of those may never be taken
+        before they have put. Of several, so many are told as there is room for, in the order they came.
+        """
+        self._watchers.append((notify, count))
 
     def wake_putters(self) -> None:
         """Tell those who wait for room, as far as there is some."""
-        while self._putters:
-            notify, count, nbytes, goes_on = self._putters[0]
-            if not (self.closed or not self.receivers or self.fits(count, nbytes)):
+        ended = self.closed or not self.receivers
+        if self._putters:
+            putter = self._putters[0]
+            if ended or self.fits(putter.count, putter.nbytes):
+                putter.notify()  # it wakes the next one itself when it has pushed
+        promised = 0
+        while self._watchers:
+            notify, count = self._watchers[0]
+            if not (ended or self.fits(promised + count, 0)):
                 break
-            self._putters.popleft()
+            self._watchers.popleft()
+            promised += count
             notify()
-            if not goes_on:
-                break  # it wakes the next one itself when it has pushed
 
     def take_nowait(self, max_items: int, max_bytes: int | None) -> list[P]:
         """Return parts with at most so many items and bytes, at least one item; [] when there are none."""
@@ -202,7 +225,7 @@ class Buffer(Generic[P]):
             self.held -= max_items
             self.taken += max_items
             part = self.parts.popleft()
-            if self._putters:
+            if self._putters or self._watchers:
                 self.wake_putters()
             return [part]
         taken: list[P] = []
@@ -228,7 +251,7 @@ class Buffer(Generic[P]):
                 self.held_bytes -= nbytes
                 if room_bytes is not None:
                     room_bytes -= nbytes
-        if taken and self._putters:
+        if taken and (self._putters or self._watchers):
             self.wake_putters()
         return taken
 
@@ -297,10 +320,20 @@ class Buffer(Generic[P]):
 
     def wake_all(self) -> None:
         """Let everybody who waits look again."""
+        self.wake_takers()
+        self.interrupt_putters()
+
+    def wake_takers(self) -> None:
+        """Let all who wait for parts look again."""
         while self._takers:
             self._takers.popleft().set()
-        while self._putters:
-            self._putters.popleft()[0]()
+
+    def interrupt_putters(self) -> None:
+        """Let all who wait for room look again, whether or not there is some."""
+        for putter in tuple(self._putters):
+            putter.notify()
+        while self._watchers:
+            self._watchers.popleft()[0]()
 
     def drop_receivers(self) -> None:
         """Throw away what is held: nobody is left to take it."""
@@ -350,7 +383,7 @@ class SendChannel(Generic[T]):
         await anyio.lowlevel.checkpoint()
         if items:
             self._check()
-            await self._buffer.put(Part(list(items)))
+            await self._buffer.put(Part(list(items)), self._check)
 
     def send_nowait(self, items: Sequence[T], /) -> None:
         """Send *items* as one list if they fit now.
@@ -382,11 +415,16 @@ class SendChannel(Generic[T]):
         return SendChannel(self._buffer)
 
     def close(self) -> None:
-        """Close this end. What was sent can still be received. Closing twice does nothing."""
+        """Close this end; tasks that wait in its `send` get `ChannelClosedError` and have sent nothing.
+
+        What was sent can still be received. Closing twice does nothing.
+        """
         if not self._closed:
             self._closed = True
             self._buffer.senders -= 1
-            if not self._buffer.senders:
+            if self._buffer.senders:
+                self._buffer.interrupt_putters()
+            else:
                 self._buffer.close()
 
     def statistics(self) -> ChannelStatistics:
@@ -479,8 +517,9 @@ class ReceiveChannel(Generic[T]):
         if not self._closed:
             self._closed = True
             self._buffer.receivers -= 1
-            self._buffer.wake_all()
-            if not self._buffer.receivers:
+            if self._buffer.receivers:
+                self._buffer.wake_takers()
+            else:
                 self._buffer.drop_receivers()
 
     def statistics(self) -> ChannelStatistics:
@@ -531,7 +570,7 @@ def open_channel(
     Args:
         max_items: Items that may wait in the channel, at least 1.
         max_bytes: Bytes that may wait in it, as *weigh* counts them.
-        weigh: Returns the size of one item in bytes; called once for each item at `send`.
+        weigh: Returns the size of one item in bytes; called for each item at `send`, and again where a list is cut.
     """
     if max_items < 1:
         raise ValueError(f"max_items must be at least 1, not {max_items}")

@@ -161,20 +161,21 @@ class PipelineExit:
             for position in piece.listed()
         )
 
-    def send_back(self, piece: Piece, record: Record, delay: float, error: BaseException) -> bool:
-        """Return a single item to its source if it would wait here longer than half a claim."""
+    def send_back(self, piece: Piece, record: Record, delay: float, error: BaseException) -> Offset | None:
+        """Return a single item to its source if it would wait here longer than half a claim; its offset then."""
         position = piece.position(0)
         hold = self.office.ledger.hold(position)
         feed = self.office.feeds.get(hold.feed)
         claim = feed.session.claim_seconds if feed is not None else None
         if feed is None or claim is None or hold.chunk is None:
-            return False
+            return None
         redelivery = self._redelivery(hold, position, record, delay, error)
-        if delay <= claim / 2 or any(position in children for children in self.office.ledger.children):
+        ledger = self.office.ledger
+        if delay <= claim / 2 or ledger.leaves > 1 or any(position in children for children in ledger.children):
             feed.failures.append(redelivery)
-            return False
+            return None
         self._redeliver(hold, position, redelivery)
-        return True
+        return hold.offset(position)
 
     def offset(self, position: int) -> Offset | None:
         """Return the offset of the item at *position*."""
@@ -191,17 +192,18 @@ class PipelineExit:
         error = TimeoutError("too many items wait behind the one of the same key that is being tried again")
         delay = max(SHED_SECONDS, until - anyio.current_time())
         self._redeliver(hold, position, self._redelivery(hold, position, record, delay, error))
-        feed.open_items -= 1
         feed.poke()
         return hold.offset(position)
 
-    def give_up(self, piece: Piece, delay: float) -> None:
+    def give_up(self, piece: Piece, record: Record, delay: float) -> None:
         """Return a single item that waits for another attempt, because the run drains."""
         position = piece.position(0)
+        if not self.office.ledger.is_open(position):
+            return  # a child of the same parent has taken it back already
         hold = self.office.ledger.hold(position)
-        if piece.record is not None and hold.chunk is not None:
+        if hold.chunk is not None:
             error = TimeoutError("the run drained while the item waited for another attempt")
-            hold.feed.redeliver(self._redelivery(hold, position, piece.record, delay, error))
+            hold.feed.redeliver(self._redelivery(hold, position, record, delay, error))
         self.office.ledger.settle(position, position + 1, self.route.leaves[0], "redelivered")
 
     def _redeliver(self, hold: Hold, position: int, redelivery: Redelivery) -> None:
@@ -226,6 +228,7 @@ class PipelineExit:
         parts: list[BatchPart] = []
         last: tuple[FeedLedger, int, int, bool] | None = None
         offsets: list[Offset] = []
+        branches = self.office.ledger.leaves > 1
         for piece in batch.pieces:
             children = piece.family is not None
             for position in piece.listed():
@@ -234,7 +237,7 @@ class PipelineExit:
                 origin = (hold.feed, partition, epoch, children)
                 if origin != last:
                     offsets = []
-                    parts.append(BatchPart(hold.feed.name, partition, epoch, offsets, children))
+                    parts.append(BatchPart(hold.feed.name, partition, epoch, offsets, children, branches))
                     last = origin
                 offsets.append(hold.offset(position))
         return tuple(parts)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import warnings
 from collections.abc import Awaitable, Callable, Sequence
 from time import perf_counter
 from typing import TypeVar
@@ -15,15 +14,16 @@ from attrs import define, evolve, field
 
 from forebay._batcher import Gather, Piece, Record
 from forebay._channel import Buffer
-from forebay._errors import BlockedLoopWarning, SettlementError
+from forebay._errors import SettlementError
 from forebay._ledger import FeedLedger, Hold, Ledger
 from forebay._retry import Retry
 from forebay._route import Route
 from forebay._scope import raise_bare
 from forebay._source import Mapped, Reader
 from forebay._stage import SLICE_SECONDS
-from forebay._steps import BLOCKED_SECONDS, Step, Stop, run_steps
+from forebay._steps import Step, Stop, run_steps
 from forebay._types import Category, Chunk, Deliveries, Failure, Redelivery
+from forebay._watch import BLOCKED_SECONDS, LoopWatch
 from forebay.abc import Session
 
 R = TypeVar("R")
@@ -53,12 +53,15 @@ class ReaderFeed:
     error: Exception | None = None
     """What the source raised; raised by the run when all that came before has its outcome."""
     _ended: bool = False
-    _warned: bool = False
+    _watch: LoopWatch = field(init=False)
     _waiting: anyio.CancelScope | None = None
     _mapped: Step | None = None
     """The first step where it is a map and nobody needs the items as they came: it runs with the source."""
 
     def __attrs_post_init__(self) -> None:
+        self._watch = LoopWatch(
+            f"source {self.account.name!r}", "pass in_thread=True to pipeline() to read it in a thread"
+        )
         steps = self.route.steps
         if steps and steps[0].kind == "map" and not self.keep_items and self.reader.blocks:
             self._mapped = steps[0]
@@ -88,8 +91,8 @@ class ReaderFeed:
                 await self._wait_ready()
                 last_yield = perf_counter()
                 continue
-            if self.reader.blocks and perf_counter() - started > BLOCKED_SECONDS:
-                self._warn_blocked(perf_counter() - started)
+            if self.reader.blocks:
+                self._watch_taking(perf_counter() - started, slices)
             now = self.clock()
             for one in slices:
                 stop = self._take_in(one, gather, now)
@@ -194,6 +197,14 @@ class ReaderFeed:
         if piece is not None:
             await self.route.deliver(piece)
 
+    def _watch_taking(self, seconds: float, slices: Sequence[Mapped]) -> None:
+        if seconds <= BLOCKED_SECONDS:
+            self._watch.passed()
+            return
+        items = sum(len(one.items) for one in slices)
+        # What runs with the source cannot be told from it here; the step is asked first, since it is the user's.
+        (self._watch if self._mapped is None else self._mapped.watch).held(seconds, items)
+
     async def _wait_room(self, inbox: Buffer[Piece], size: int) -> None:
         event = anyio.Event()
         inbox.call_when_room(event.set, max(size, inbox.max_items // 2))
@@ -204,16 +215,6 @@ class ReaderFeed:
             if not self.stopped:
                 await self.reader.wait_ready()
         self._waiting = None
-
-    def _warn_blocked(self, seconds: float) -> None:
-        if not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"source {self.account.name!r} held the event loop for {seconds * 1000:.0f} ms; "
-                f"pass in_thread=True to pipeline() to read it in a thread",
-                BlockedLoopWarning,
-                stacklevel=2,
-            )
 
 
 @define(eq=False)
@@ -235,8 +236,12 @@ class SessionFeed:
     failures: list[Redelivery] = field(factory=list[Redelivery])
     """Failures of items that wait here for another attempt, for the next renewal."""
     give_backs: list[Deliveries] = field(factory=list[Deliveries])
-    open_items: int = 0
     _waiting: anyio.CancelScope | None = None
+    _poked: anyio.Event | None = None
+    _listens: bool = False
+    """Whether it waits for the source."""
+    _lingers: bool = False
+    """Whether the wait has an end by which a settlement goes out."""
     _renewed: float = 0.0
     _troubles: int = 0
     _asked_for_room: bool = False
@@ -252,22 +257,24 @@ class SessionFeed:
 
     def poke(self) -> None:
         """Look again at once: there is room, or the end is near."""
-        if self._waiting is not None:
+        if self._poked is not None:
+            self._poked.set()
+        elif self._waiting is not None and self._listens:
             self._waiting.cancel()
 
     def _has_room(self) -> None:
         self._asked_for_room = False
         self.poke()
 
-    def settled(self, count: int) -> None:
-        """So many items of this source have become final."""
-        self.open_items -= count
-        waiting = self._waiting
-        if waiting is not None:
-            if not self.open_items:
-                waiting.cancel()
-            else:
-                waiting.deadline = min(waiting.deadline, anyio.current_time() + LINGER_SECONDS)
+    def settled(self) -> None:
+        """Items of this source are in hand no more."""
+        if self._waiting is None:
+            return
+        if not self.account.open:
+            self.poke()
+        elif not self._lingers:
+            self._lingers = True
+            self._waiting.deadline = min(self._waiting.deadline, anyio.current_time() + LINGER_SECONDS)
 
     async def pump(self) -> None:
         """Fetch, settle and renew until the source is at its end, or stopped, and has been told of everything."""
@@ -285,7 +292,7 @@ class SessionFeed:
         last_yield = perf_counter()
         while True:
             room = 0 if self.stopped or self.ended or self._rest else self._room()
-            if (self.stopped or self.ended) and not (self.open_items or self.account.unsent or self.give_backs):
+            if (self.stopped or self.ended) and not (self.account.open or self.account.unsent or self.give_backs):
                 return
             await self._renew_if_due()
             if self.give_backs:
@@ -367,7 +374,6 @@ class SessionFeed:
         chunk = evolve(chunk, items=())
         now = self.clock()
         hold = self.ledger.register(len(items), self.account, now, chunk)
-        self.open_items += len(items)
         if self.keep_items:
             hold.items = list(items)
         pieces = _pieces(hold, items, now)
@@ -380,12 +386,14 @@ class SessionFeed:
                     self._rest_came.set()
 
     async def wind_up(self, back: Sequence[Deliveries]) -> None:
-        """Give back *back* and make the last settlement; for the end of a run, when `pump` runs no more."""
-        if back or self.give_backs:
-            await self.session.give_back([*self.give_backs, *back], refund=True)
-        if self.account.unsent:
-            await self.session.exchange(self.account.statement(), max_items=0, max_bytes=None)
-            self.account.told()
+        """Make the last settlement and give back *back*; for the end of a run, when `pump` runs no more."""
+        try:
+            if self.account.unsent:
+                await self.session.exchange(self.account.statement(), max_items=0, max_bytes=None)
+                self.account.told()
+        finally:
+            if back or self.give_backs:
+                await self.session.give_back([*self.give_backs, *back], refund=True)
 
     async def _trouble(self, error: Exception) -> None:
         """Wait before the same call is made again, or end the run."""
@@ -398,7 +406,11 @@ class SessionFeed:
 
     async def _return_items(self) -> None:
         items, self.give_backs = self.give_backs, []
-        await self._bounded(lambda: self.session.give_back(items, refund=True), "take items back")
+        try:
+            await self._bounded(lambda: self.session.give_back(items, refund=True), "take items back")
+        except Exception as error:
+            self.give_backs = items + self.give_backs
+            await self._trouble(error)
 
     async def _renew_if_due(self) -> None:
         claim = self.session.claim_seconds
@@ -406,7 +418,12 @@ class SessionFeed:
             return
         failures, self.failures = self.failures, []
         started = self.clock()
-        gone = await self._bounded(lambda: self.session.renew(failures), "renew its claims")
+        try:
+            gone = await self._bounded(lambda: self.session.renew(failures), "renew its claims")
+        except Exception as error:
+            self.failures = failures + self.failures
+            await self._trouble(error)
+            return
         self._renewed = started
         if gone:
             self.lost(self.account, gone)
@@ -421,20 +438,26 @@ class SessionFeed:
         """Wait until something is to be done."""
         claim = self.session.claim_seconds
         until = math.inf if claim is None else self._renewed + claim / 3
-        with anyio.CancelScope(deadline=until) as scope:
-            self._waiting = scope
-            if self.account.unsent:
-                scope.deadline = min(until, anyio.current_time() + (LINGER_SECONDS if self.open_items else 0))
-            if not (room or self.stopped or self.ended or self._asked_for_room) and self.route.inbox is not None:
-                self._asked_for_room = True
-                self.route.inbox.call_when_room(
-                    self._has_room, max(self.route.max_size, self.route.inbox.max_items // 2)
-                )
+        self._lingers = bool(self.account.unsent)
+        if self._lingers:
+            until = min(until, anyio.current_time() + (LINGER_SECONDS if self.account.open else 0))
+        with anyio.CancelScope(deadline=until) as self._waiting:
             if room:
+                self._listens = True
                 await self.session.wait_ready()
             else:
-                await anyio.sleep_forever()
-        self._waiting = None
+                self._ask_for_room()
+                # An event, because cutting off a wait costs several times as much as ending one.
+                self._poked = anyio.Event()
+                await self._poked.wait()
+        self._waiting, self._poked, self._listens = None, None, False
+
+    def _ask_for_room(self) -> None:
+        inbox = self.route.inbox
+        if inbox is None or not inbox.held or self._asked_for_room or self.stopped or self.ended or self._rest:
+            return
+        self._asked_for_room = True
+        inbox.call_when_room(self._has_room, max(self.route.max_size, inbox.max_items // 2))
 
 
 def _pieces(hold: Hold, items: list[object], now: float) -> list[Piece]:

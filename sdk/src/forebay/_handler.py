@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from functools import partial
+from time import perf_counter
 from typing import Any, Literal, TypeAlias
 
 import anyio
@@ -14,6 +15,7 @@ from attrs import frozen
 from forebay import _worker
 from forebay._errors import HandlerContractError, TimeLimitError
 from forebay._types import Again, Dropped, Failed, Offset
+from forebay._watch import BLOCKED_SECONDS, LoopWatch
 
 RunIn: TypeAlias = Literal["loop", "thread", "process"]
 """Where a synchronous function runs."""
@@ -33,6 +35,8 @@ class BatchPart:
     """One for each item; children of one parent repeat the parent's."""
     children: bool = False
     """Whether several items of the pipeline may stand for one offset, in this batch or in others (`flat_map`)."""
+    branches: bool = False
+    """Whether the items go down other branches too, where they may not be done yet."""
 
 
 @frozen
@@ -116,8 +120,18 @@ def _in_process(func: Callable[[object], object]) -> Call:
 
 
 def _inline(func: Callable[[object], object], name: str) -> Call:
+    watch = LoopWatch(f"{name}()", "pass run_in='thread' or run_in='process' to move it off the loop")
+
     async def call(items: list[object]) -> object:
-        return func(items)
+        started = perf_counter()
+        try:
+            return func(items)
+        finally:
+            seconds = perf_counter() - started
+            if seconds > BLOCKED_SECONDS:
+                watch.held(seconds, len(items))
+            else:
+                watch.passed()
 
     return call
 

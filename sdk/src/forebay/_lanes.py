@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
-from forebay._batcher import Piece
+from forebay._batcher import Piece, Record
 from forebay._types import Offset
 
-_Waiting = tuple[object, int, float]
-"""An item, its position, and when it arrived."""
+_Waiting = tuple[object, int, float, Record | None]
+"""An item, its position, when it arrived, and what is remembered of it."""
 
 Shed = Callable[[int, float], Offset | None]
 """Gives the item at a position back to its source, to come again at a time of the loop's clock; returns its offset.
@@ -24,6 +24,10 @@ def _keep(position: int, until: float) -> Offset | None:
 
 def _unknown(position: int) -> Offset | None:
     return None
+
+
+def _all_fit(taken: Sequence[Piece], piece: Piece) -> int:
+    return len(piece.items)
 
 
 class Lanes:
@@ -89,7 +93,7 @@ class Lanes:
             if again and not self._comes_again(key, position):
                 continue
             if key in busy and not (several and key in owned):
-                self._queue(key, item, position, piece.since, front=bool(again))
+                self._queue(key, (item, position, piece.since, piece.record), front=bool(again))
                 continue
             if key not in owned:
                 busy[key] = None
@@ -122,18 +126,21 @@ class Lanes:
             return True
         return False
 
-    def _queue(self, key: str, item: object, position: int, since: float, *, front: bool) -> None:
+    def _queue(self, key: str, waiting: _Waiting, *, front: bool) -> None:
         lane = self._busy[key]
         if lane is None:
             lane = self._busy[key] = deque()
         if key in self._blocked and (len(lane) >= self.max_lane or self.waiting >= self.max_waiting):
-            gone = self.shed(position, self._blocked[key])
+            gone = self.shed(waiting[1], self._blocked[key])
             if gone is not None:
                 away = self._away.setdefault(key, [])
                 away.insert(0 if front else len(away), gone)
                 return
-        lane.append((item, position, since))
-        self.waiting += 1
+        lane.append(waiting)
+        self._count_waiting(1)
+
+    def _count_waiting(self, more: int) -> None:
+        self.waiting += more
         if self.waiting > self.peak:
             self.peak = self.waiting
 
@@ -168,16 +175,43 @@ class Lanes:
 
     def _promote(self, key: str, lane: deque[_Waiting]) -> None:
         """Make the head of *lane* ready; all of it where a batch may hold several."""
-        count = len(lane) if self.in_order else 1
-        heads = [lane.popleft() for _ in range(count)]
+        heads = [lane.popleft()]
+        _, _, since, record = heads[0]
+        if self.in_order and record is None:
+            while lane and lane[0][3] is None:  # what has a record comes in a piece of its own
+                heads.append(lane.popleft())
+        count = len(heads)
         items, positions = [head[0] for head in heads], [head[1] for head in heads]
         self.waiting -= count
         if lane:
             self._busy[key] = lane
-        self.ready.append(Piece(items, positions=positions, keys=[key] * count, since=heads[0][2]))
+        self.ready.append(Piece(items, positions=positions, keys=[key] * count, record=record, since=since))
 
-    def take_ready(self, max_items: int, owned: set[str]) -> list[Piece]:
-        """Return pieces of items that hold their lanes, at most *max_items* items."""
+    def depart(self, keys: Iterable[str], offset: Offset, until: float) -> None:
+        """The heads of these lanes went back to their source and come again at *until*: what is behind follows them."""
+        for key in keys:
+            lane = self._busy.pop(key, None) or deque()
+            self._blocked[key] = until
+            away = self._away.setdefault(key, [])
+            away.insert(0, offset)
+            behind = [(self.shed(waiting[1], until), waiting) for waiting in lane]
+            away[1:1] = [gone for gone, _ in behind if gone is not None]
+            rest = deque(waiting for gone, waiting in behind if gone is None)
+            self.waiting -= len(lane) - len(rest)
+            if rest:  # no source to wait in: they go on
+                self._busy[key] = None
+                self._promote(key, rest)
+
+    def take_ready(
+        self, max_items: int, owned: set[str], fitting: Callable[[Sequence[Piece], Piece], int] = _all_fit
+    ) -> list[Piece]:
+        """Return pieces of items that hold their lanes, at most *max_items* items.
+
+        Args:
+            max_items: Limit of the batch.
+            owned: Keys of the batch; those of the pieces are added.
+            fitting: Says how many items of a piece fit into the batch beside others, by their size.
+        """
         taken: list[Piece] = []
         while self.ready and max_items > 0:
             piece = self.ready[0]
@@ -185,10 +219,11 @@ class Lanes:
             assert keys is not None
             if piece.record is not None and piece.record.alone and taken:
                 break
-            if len(piece.items) > max_items:
+            count = min(max_items, fitting(taken, piece))
+            if count < len(piece.items):
                 if taken:
                     break
-                self._return_rest(piece, max_items)
+                self._return_rest(piece, count)
             self.ready.popleft()
             max_items -= len(piece.items)
             owned.update(keys)
@@ -205,10 +240,10 @@ class Lanes:
         lane = self._busy[key]
         if lane is None:
             lane = self._busy[key] = deque()
-        rest = [
-            (item, position, piece.since)
+        rest: list[_Waiting] = [
+            (item, position, piece.since, None)
             for item, position in zip(piece.items[count:], piece.positions[count:], strict=True)
         ]
         lane.extendleft(reversed(rest))
-        self.waiting += len(rest)
+        self._count_waiting(len(rest))
         piece.items, piece.positions, piece.keys = piece.items[:count], piece.positions[:count], piece.keys[:count]

@@ -24,27 +24,31 @@ class Ranges:
         self.stops: list[int] = []
 
     def add(self, start: int, stop: int) -> int:
-        """Add *start* to *stop* (exclusive); return how many of them were new."""
+        """Add *start* to *stop* (exclusive, above *start*); return how many of them were new."""
+        if self.add_new(start, stop):
+            return stop - start
+        new = list(self.missing(start, stop))
+        for new_start, new_stop in new:
+            self.add_new(new_start, new_stop)
+        return sum(new_stop - new_start for new_start, new_stop in new)
+
+    def add_new(self, start: int, stop: int) -> bool:
+        """Add *start* to *stop* if none of them is in the set; return whether they were added."""
         starts, stops = self.starts, self.stops
-        if not starts:
-            starts.append(start)
-            stops.append(stop)
-            return stop - start
-        if start == stops[-1]:  # in order: the usual case
+        if stops and start == stops[-1]:  # in order: the usual case
             stops[-1] = stop
-            return stop - start
-        # The ranges from `low` to `high` touch or overlap the new one and become one with it.
-        low = bisect_right(stops, start - 1)
-        high = bisect_right(starts, stop)
-        known = 0
-        new_start, new_stop = start, stop
-        for index in range(low, high):
-            known += max(0, min(stop, stops[index]) - max(start, starts[index]))
-            new_start = min(new_start, starts[index])
-            new_stop = max(new_stop, stops[index])
-        starts[low:high] = [new_start]
-        stops[low:high] = [new_stop]
-        return stop - start - known
+            return True
+        index = bisect_right(stops, start)  # the first range that ends behind `start`
+        if index < len(starts) and starts[index] < stop:
+            return False
+        low, high = index, index
+        if index and stops[index - 1] == start:
+            low, start = index - 1, starts[index - 1]
+        if index < len(starts) and starts[index] == stop:
+            high, stop = index + 1, stops[index]
+        starts[low:high] = [start]
+        stops[low:high] = [stop]
+        return True
 
     def missing(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Yield the parts of *start* to *stop* that are not in the set, ascending."""
@@ -75,7 +79,19 @@ class Ranges:
 class Hold:
     """One chunk in hand: where its items came from and which of them are final."""
 
-    __slots__ = ("base", "chunk", "feed", "fetched_at", "first", "items", "leaf_done", "open", "some_done", "stop")
+    __slots__ = (
+        "ascending",
+        "base",
+        "chunk",
+        "feed",
+        "fetched_at",
+        "first",
+        "items",
+        "leaf_done",
+        "open",
+        "some_done",
+        "stop",
+    )
 
     def __init__(
         self, base: int, count: int, feed: FeedLedger, fetched_at: float, chunk: Chunk[object] | None = None
@@ -86,6 +102,7 @@ class Hold:
         self.feed = feed
         self.fetched_at = fetched_at
         self.chunk = chunk  # None for sources that keep no account: plain iterables
+        self.ascending = True  # whether its offsets are sorted
         self.first = feed.seen  # offset of the first item where there is no chunk: how many came before it
         self.items: Sequence[object] | None = None  # as they came, where a dead letter may need them
         self.some_done: Ranges | None = None  # made with the first part: most chunks become final in one piece
@@ -97,6 +114,19 @@ class Hold:
         if self.some_done is None:
             self.some_done = Ranges()
         return self.some_done
+
+    def first_open(self) -> int:
+        """Return the first position that is not final."""
+        return self.base if self.some_done is None else self.some_done.first_missing(self.base)
+
+    def lowest_open(self) -> int | None:
+        """Return the smallest offset that is not final; `None` where offsets are not counted numbers."""
+        if self.ascending:
+            lowest = self.offset(self.first_open())
+            return lowest if isinstance(lowest, int) else None
+        missing = self.done.missing(self.base, self.stop)
+        offsets = [offset for start, stop in missing for offset in self.offsets(start, stop)]
+        return min((offset for offset in offsets if isinstance(offset, int)), default=None)
 
     def offset(self, position: int) -> Offset:
         """Return the source's own name of the item at *position*."""
@@ -143,11 +173,12 @@ class _Account:
 class FeedLedger:
     """The part of the ledger that belongs to one source."""
 
-    __slots__ = ("_accounts", "_away", "_high", "_holds", "_marks", "_sending", "name", "seen", "unsent")
+    __slots__ = ("_accounts", "_away", "_high", "_holds", "_marks", "_sending", "name", "open", "seen", "unsent")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.seen = 0
+        self.open = 0  # items in hand
         self.unsent = 0  # final positions that the source has not been told of
         self._accounts: dict[tuple[int, int], _Account] = {}
         self._sending: dict[tuple[int, int], _Account] = {}
@@ -159,13 +190,18 @@ class FeedLedger:
     def opened(self, hold: Hold) -> None:
         """Take in a chunk."""
         self.seen += hold.stop - hold.base
+        self.open += hold.stop - hold.base
         chunk = hold.chunk
         if chunk is None:
             return
         self._holds.setdefault(chunk.partition, []).append(hold)
-        last = chunk.offsets[-1]
-        if isinstance(last, int):
-            self._high[chunk.partition] = max(self._high.get(chunk.partition, 0), last + 1)
+        highest = chunk.offsets[-1]
+        if isinstance(highest, int):
+            if not isinstance(chunk.offsets, range):
+                numbers = [offset for offset in chunk.offsets if isinstance(offset, int)]
+                hold.ascending = numbers == sorted(numbers)
+                highest = max(numbers)
+            self._high[chunk.partition] = max(self._high.get(chunk.partition, 0), highest + 1)
         away = self._away.get(chunk.partition)
         if away:
             away.difference_update(offset for offset in chunk.offsets if isinstance(offset, int))
@@ -217,8 +253,8 @@ class FeedLedger:
         """Return the commit mark, which never passes an offset that is not final and never goes back."""
         if partition not in self._high:
             return None
-        open_offsets = [hold.offset(hold.done.first_missing(hold.base)) for hold in self._holds[partition]]
-        numbers = [offset for offset in open_offsets if isinstance(offset, int)]
+        open_offsets = [hold.lowest_open() for hold in self._holds[partition]]
+        numbers = [offset for offset in open_offsets if offset is not None]
         lowest = min([self._high[partition], *numbers, *self._away.get(partition, ())])
         self._marks[partition] = max(lowest, self._marks.get(partition, lowest))
         return self._marks[partition]
@@ -260,7 +296,10 @@ class LedgerStatistics:
     lost: int
     """Items that another member took over."""
     settled_twice: int
-    """Outcomes that came for an item which had one; ignored. Above 0 is a bug in forebay."""
+    """Outcomes that came for an item which had one; ignored.
+
+    Above 0 where nothing was lost and, with branches, nothing was redelivered, it is a bug in forebay.
+    """
 
 
 class Ledger:
@@ -319,7 +358,7 @@ class Ledger:
 
     def span(self) -> int:
         """Return how far the newest position is from the oldest that is not final."""
-        return self.next - self._holds[0].done.first_missing(self._bases[0]) if self._holds else 0
+        return self.next - self._holds[0].first_open() if self._holds else 0
 
     def is_open(self, position: int) -> bool:
         """Return whether the item at *position* is in hand and not final."""
@@ -354,17 +393,20 @@ class Ledger:
 
     def _finish(self, hold: Hold, index: int, start: int, stop: int, verdict: str) -> None:
         count = stop - start
-        if hold.open != count or hold.some_done is not None:  # not the whole chunk at once
-            count = hold.done.add(start, stop)
-            if count != stop - start:
-                self.settled_twice += stop - start - count
+        # Where the whole chunk becomes final at once, nothing is written into it.
+        if (hold.open != count or hold.some_done is not None) and not hold.done.add_new(start, stop):
+            new = list(hold.done.missing(start, stop))
+            self.settled_twice += count - sum(b - a for a, b in new)
+            for a, b in new:
+                self._finish(hold, index, a, b, verdict)
+            return
         hold.open -= count
         self.in_hand -= count
         self.counts[verdict] += count
-        if verdict == "done" or (verdict != "lost" and verdict != "redelivered"):
-            if hold.chunk is not None:
-                hold.feed.final(hold, start, stop)
-            self.on_final(hold, count)
+        hold.feed.open -= count
+        if hold.chunk is not None and (verdict == "done" or (verdict != "lost" and verdict != "redelivered")):
+            hold.feed.final(hold, start, stop)
+        self.on_final(hold, count)
         if not hold.open:
             del self._holds[index]
             del self._bases[index]
@@ -379,26 +421,40 @@ class Ledger:
 
         An item that leaves this process (lost, redelivered) leaves all branches at once.
         """
-        new = list(leaves[leaf].missing(start, stop))
+        leaving = verdict == "lost" or verdict == "redelivered"
+        new = list((hold.done if leaving else leaves[leaf]).missing(start, stop))
         self.settled_twice += (stop - start) - sum(b - a for a, b in new)
         for a, b in new:
-            leaves[leaf].add(a, b)
-            if verdict == "dead" or verdict == "dropped":
+            if leaving:
+                self._leave(hold, leaves, a, b, verdict)
+                continue
+            leaves[leaf].add_new(a, b)
+            if verdict == "dead":
                 self._worst.update(dict.fromkeys(range(a, b), verdict))
-            leaving = verdict == "lost" or verdict == "redelivered"
-            for x, y in hold.done.missing(a, b) if leaving else _common(leaves, leaf, a, b):
-                self._finish_everywhere(hold, x, y, verdict if leaving else "done")
+            elif verdict == "dropped":
+                for position in range(a, b):
+                    self._worst.setdefault(position, verdict)
+            for x, y in _common(leaves, leaf, a, b):
+                self._finish_everywhere(hold, x, y)
 
-    def _finish_everywhere(self, hold: Hold, start: int, stop: int, verdict: str) -> None:
+    def _leave(self, hold: Hold, leaves: Sequence[Ranges], start: int, stop: int, verdict: str) -> None:
+        """Close the range in all branches, whatever became of it in some: it is for somebody else to settle."""
+        for ranges in leaves:
+            ranges.add(start, stop)
+        for position in range(start, stop):
+            self._worst.pop(position, None)
+        self._finish(hold, self._holds.index(hold), start, stop, verdict)
+
+    def _finish_everywhere(self, hold: Hold, start: int, stop: int) -> None:
         worst = self._worst
         split = sorted(position for position in worst if start <= position < stop) if worst else []
         for position in split:
             if start < position:
-                self._finish(hold, self._holds.index(hold), start, position, verdict)
+                self._finish(hold, self._holds.index(hold), start, position, "done")
             self._finish(hold, self._holds.index(hold), position, position + 1, worst.pop(position))
             start = position + 1
         if start < stop:
-            self._finish(hold, self._holds.index(hold), start, stop, verdict)
+            self._finish(hold, self._holds.index(hold), start, stop, "done")
 
     def recount(self, verdict: str, count: int) -> None:
         """Move *count* of what was counted as done to *verdict*."""

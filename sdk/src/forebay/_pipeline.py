@@ -239,28 +239,8 @@ class Pipeline(Generic[T]):
 
     # --- Stages of batches ----------------------------------------------------------------------
 
-    @overload  # a sink's None is no sequence of results, which no checker sees here
-    def map_batches(  # type: ignore[overload-overlap]
-        self,
-        func: Sink[T] | str | Callable[[list[T]], Awaitable[Sequence[Outcome] | None]] | Callable[[list[T]], None],
-        /,
-        *,
-        max_size: int,
-        max_age: float = 0.05,
-        max_bytes: int | None = None,
-        weigh: Callable[[T], int] | None = None,
-        max_concurrency: int = 1,
-        capacity: int | None = None,
-        run_in: RunIn = "loop",
-        time_limit: float | None = None,
-        idempotent: bool = False,
-        in_order: bool = False,
-        retry: Retry | None = None,
-        dead_letters: Store | None = None,
-        name: str | None = None,
-    ) -> ClosedPipeline: ...
-    @overload
-    def map_batches(
+    @overload  # before that of sinks: a function of which little is known is taken for one with results
+    def map_batches(  # type: ignore[overload-overlap]  # pyright: ignore[reportOverlappingOverload]
         self,
         func: Callable[[list[T]], Awaitable[Sequence[U | Failed | Again | Dropped]]],
         /,
@@ -298,6 +278,26 @@ class Pipeline(Generic[T]):
         dead_letters: Store | None = None,
         name: str | None = None,
     ) -> Pipeline[U]: ...
+    @overload
+    def map_batches(
+        self,
+        func: Sink[T] | str | Callable[[list[T]], Awaitable[Sequence[Outcome] | None]] | Callable[[list[T]], None],
+        /,
+        *,
+        max_size: int,
+        max_age: float = 0.05,
+        max_bytes: int | None = None,
+        weigh: Callable[[T], int] | None = None,
+        max_concurrency: int = 1,
+        capacity: int | None = None,
+        run_in: RunIn = "loop",
+        time_limit: float | None = None,
+        idempotent: bool = False,
+        in_order: bool = False,
+        retry: Retry | None = None,
+        dead_letters: Store | None = None,
+        name: str | None = None,
+    ) -> ClosedPipeline: ...
     def map_batches(
         self,
         func: Any,

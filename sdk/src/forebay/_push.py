@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 import uuid
@@ -38,6 +39,7 @@ from forebay._types import (
     Failed,
     Failure,
     Member,
+    Offset,
     StageSummary,
 )
 from forebay.abc import DeadLetterStore
@@ -98,49 +100,90 @@ class _Answer(Piece):
 
 
 class _Waiter:
-    """A caller that waits for a place."""
+    """A caller that waits for a place, and then the place."""
 
-    __slots__ = ("admitted", "woken")
+    __slots__ = ("index", "item", "size", "slip", "woken")
 
-    def __init__(self) -> None:
-        self.admitted = False
+    def __init__(self, item: object, size: int) -> None:
+        self.item = item
+        self.size = size
+        self.slip: _Slip | None = None
+        self.index = 0
         self.woken = anyio.Event()
 
 
 class _Desk(Buffer[Piece]):
     """The queue in front of the stage: slips, of which the last is open for more items."""
 
-    __slots__ = ("all_answered", "open_slip", "unanswered", "waiters")
+    __slots__ = (
+        "_clock",
+        "_max_size",
+        "_open_bytes",
+        "_slip_bytes",
+        "all_answered",
+        "open_slip",
+        "submitted",
+        "unanswered",
+        "waiters",
+    )
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, max_size: int, slip_bytes: int | None, clock: Callable[[], float]) -> None:
         super().__init__(capacity)
         self.held: int = 0
+        self.submitted = 0
         self.all_answered: anyio.Event | None = None
         self.open_slip: _Slip | None = None
         self.unanswered: dict[_Slip, None] = {}
         self.waiters: dict[_Waiter, None] = {}  # first come, first served
+        self._max_size = max_size
+        self._slip_bytes = math.inf if slip_bytes is None else slip_bytes
+        self._open_bytes = 0
+        self._clock = clock
+
+    def place(self, item: object, size: int) -> tuple[_Slip, int]:
+        """Put *item* of *size* bytes into the open slip, or into a new one; return where it is."""
+        slip = self.open_slip
+        if slip is None or self._open_bytes + size > self._slip_bytes:
+            slip = self._new_slip()
+        items = slip.items
+        index = len(items)
+        items.append(item)
+        self._open_bytes += size
+        self.held += 1
+        self.submitted += 1
+        if index + 1 >= self._max_size:
+            self.open_slip = None
+        return slip, index
+
+    def _new_slip(self) -> _Slip:
+        slip = _Slip([], self.submitted, self._clock())
+        self.unanswered[slip] = None
+        self.open_slip = slip
+        self._open_bytes = 0
+        self.push(slip, 0)
+        return slip
+
+    def leave(self, slip: _Slip, index: int) -> None:
+        """Take out the item at *index* of *slip*: its caller has gone before the batch started."""
+        slip.items[index] = _GONE
+        slip.gone += 1
+        self.free(1)
 
     def free(self, count: int) -> None:
-        """Free so many places and give them to those who have waited longest."""
+        """Free so many places and give them to those who have waited longest, whoever of them runs first."""
         self.held -= count
         while self.waiters and self.held < self.max_items:
             waiter = next(iter(self.waiters))
             del self.waiters[waiter]
-            waiter.admitted = True
-            self.held += 1  # kept for it: whoever comes before it runs must not get in between
+            waiter.slip, waiter.index = self.place(waiter.item, waiter.size)
             waiter.woken.set()
 
-    def leave_queue(self, waiter: _Waiter) -> None:
-        """Wait no more; a place that was kept goes to the next."""
-        self.waiters.pop(waiter, None)
-        if waiter.admitted:
-            self.free(1)
-
     def wake_all(self) -> None:
-        """Let everybody who waits look again."""
+        """Let everybody who waits look again; nobody gets a place any more."""
         super().wake_all()
         for waiter in self.waiters:
             waiter.woken.set()
+        self.waiters.clear()
 
     def take_nowait(self, max_items: int, max_bytes: int | None) -> list[Piece]:
         """Return the oldest slip, closed, without the items whose callers have gone."""
@@ -208,11 +251,8 @@ class Batcher(Generic[T, R]):
     _stage: Stage
     _desk: _Desk
     _name: str
-    _clock: Callable[[], float]
     _weigh: Callable[[T], int] | None
-    _open_bytes: int = 0
     _closed: bool = False
-    _submitted: int = 0
 
     async def submit(self, item: T, /) -> R:
         """Add *item* to the next batch and wait for its own result.
@@ -228,75 +268,52 @@ class Batcher(Generic[T, R]):
             Exception: what the handler reported for this item.
         """
         desk = self._desk
+        size = 0 if self._weigh is None else self._weigh(item)
         if self._closed or desk.held >= desk.max_items or desk.waiters:
-            await self._wait_room()
-        slip = desk.open_slip
-        if self._weigh is not None:
-            slip = self._fitting(slip, self._weigh(item))
-        if slip is None:
-            slip = self._new_slip()
-        items = slip.items
-        index = len(items)
-        items.append(item)
-        desk.held += 1
-        self._submitted += 1
-        if index + 1 >= self._stage.max_size:
-            desk.open_slip = None
+            slip, index = await self._wait_place(item, size)
+        else:
+            slip, index = desk.place(item, size)
         try:
             await slip.answered.wait()
         finally:
             if not slip.started:
-                items[index] = _GONE
-                slip.gone += 1
-                desk.free(1)
+                desk.leave(slip, index)
         outcome = slip.outcomes[index]
         if type(outcome) in _SPECIAL:
             return cast("R", await _follow(outcome))
         return cast("R", outcome)
 
-    async def _wait_room(self) -> None:
-        """Wait for a place, behind those who wait already; it is free when this returns."""
+    async def _wait_place(self, item: T, size: int) -> tuple[_Slip, int]:
+        """Wait, behind those who wait already, until *item* has a place."""
         self._check_open()
         desk = self._desk
-        waiter = _Waiter()
+        waiter = _Waiter(item, size)
         desk.waiters[waiter] = None
-        comes_in = False
+        woken = False
         try:
             await waiter.woken.wait()
-            self._check_open()
-            comes_in = True
+            woken = True
         finally:
-            if not comes_in:
-                desk.leave_queue(waiter)
-        desk.held -= 1  # the caller takes it, with no checkpoint in between
+            if not woken:
+                desk.waiters.pop(waiter, None)
+                if waiter.slip is not None and not waiter.slip.started:
+                    desk.leave(waiter.slip, waiter.index)
+        if waiter.slip is None:
+            self._check_open()
+            raise AssertionError("unreachable")  # pragma: no cover -- without a place it is only woken by the end
+        return waiter.slip, waiter.index
 
     def _check_open(self) -> None:
         if self._closed:
             raise BatcherClosedError(f"batcher {self._name!r} is shutting down and takes no more items")
 
-    def _new_slip(self) -> _Slip:
-        desk = self._desk
-        slip = _Slip([], self._submitted, self._clock())
-        desk.unanswered[slip] = None
-        desk.open_slip = slip
-        desk.push(slip, 0)
-        return slip
-
-    def _fitting(self, slip: _Slip | None, size: int) -> _Slip | None:
-        """Return *slip* if an item of *size* bytes fits; the one that is too large for any begins one of its own."""
-        assert self._stage.max_bytes is not None
-        if slip is None or self._open_bytes + size > self._stage.max_bytes:
-            self._open_bytes = size
-            return None
-        self._open_bytes += size
-        return slip
-
     def statistics(self) -> BatcherStatistics:
         """Return a reading of the batcher."""
+        self._stage.metrics.received = self._desk.submitted
         return BatcherStatistics(
             waiting=self._desk.held,
             in_flight=self._stage.in_flight,
-            submitted=self._submitted,
+            submitted=self._desk.submitted,
             stage=self._stage.metrics.summary(self._name),
         )
 
@@ -407,9 +424,9 @@ class _PushExit:
         """Return 0: what is submitted is new."""
         return 0
 
-    def send_back(self, piece: Piece, record: Record, delay: float, error: BaseException) -> bool:
-        """Return `False`: there is no source to send an item back to."""
-        return False
+    def send_back(self, piece: Piece, record: Record, delay: float, error: BaseException) -> Offset | None:
+        """Return `None`: there is no source to send an item back to."""
+        return None
 
     def parts(self, batch: Batch) -> tuple[BatchPart, ...]:
         """Return nothing: submitted items have no offsets."""
@@ -515,9 +532,11 @@ async def open_batcher(
     seconds("max_age", max_age, zero=True)
     if max_bytes is not None and weigh is None:
         raise ValueError("max_bytes needs weigh, a function that returns the size of one item in bytes")
+    if max_bytes is not None:
+        at_least("max_bytes", max_bytes, 1)
     shown = name or name_of(process)
-    desk = _Desk(at_least("capacity", capacity, 1))
     clock = measuring_clock()
+    desk = _Desk(at_least("capacity", capacity, 1), at_least("max_size", max_size, 1), max_bytes, clock)
     rng = random.Random()
     async with AsyncExitStack() as stack:
         events = _events(plugins, observers, dead_letters)
@@ -538,7 +557,7 @@ async def open_batcher(
             ),
             exit=way_out,
             inbox=desk,
-            max_size=at_least("max_size", max_size, 1),
+            max_size=max_size,
             max_bytes=max_bytes,
             max_concurrency=at_least("max_concurrency", max_concurrency, 1),
             retry=retry,
@@ -550,7 +569,7 @@ async def open_batcher(
             clock=clock,
             rng=rng,
         )
-        batcher: Batcher[Any, Any] = Batcher(stage, desk, shown, clock, weigh if max_bytes is not None else None)
+        batcher: Batcher[Any, Any] = Batcher(stage, desk, shown, weigh if max_bytes is not None else None)
         async with _running(batcher, stage, desk, drain_timeout):
             yield batcher
 

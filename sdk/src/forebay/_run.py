@@ -171,7 +171,7 @@ class Run:
         self._latency.add(self.ledger.now - hold.fetched_at, count)
         feed = self.feeds.get(hold.feed)
         if feed is not None:
-            feed.settled(count)
+            feed.settled()
 
     async def _watch_drain(self, scope: Scope, work: anyio.CancelScope) -> None:
         """When the scope drains, stop fetching and leave time for the last settlement."""
@@ -192,17 +192,16 @@ class Run:
             way_out = stage.exit
             assert isinstance(way_out, PipelineExit)
             for piece in way_out.scatter(batch):
-                way_out.give_up(piece, due - anyio.current_time())
+                way_out.give_up(piece, stage.record(piece, batch), due - anyio.current_time())
 
     async def _wind_up(self, scope: Scope) -> None:
         """Give back what has no outcome and settle what has one, in bounded time even if a source is gone."""
         self._cut_off = self._cut_off or self.ledger.in_hand > 0
         running = Ranges()
         for stage in self._stages:
-            for batch in stage.running:
-                for piece in batch.pieces:
-                    for position in piece.listed():
-                        running.add(position, position + 1)
+            for piece in stage.perhaps_done():
+                for position in piece.listed():
+                    running.add(position, position + 1)
         back = given_back(self.ledger.holds(), running)
         self._given_back += sum(
             stop - start for hold in self.ledger.holds() for start, stop in hold.done.missing(hold.base, hold.stop)
@@ -387,7 +386,6 @@ class Run:
                         position = hold.base + index
                         if offset in wanted and chunk.epoch == deliveries.epoch and self.ledger.is_open(position):
                             self.ledger.settle(position, position + 1, 0, "lost")
-                            self.feeds[account].open_items -= 1
 
     def _info(self) -> RunInfo:
         return RunInfo(
@@ -401,6 +399,8 @@ class Run:
 
     def _summarise(self) -> Summary:
         ledger = self.ledger.statistics()
+        for stage in self._stages:
+            stage.metrics.received = stage.inbox.total
         stages = [metrics.summary(name) for name, metrics in self._reports]
         unsettled = sum(account.unsent for account in self._accounts)
         return Summary(

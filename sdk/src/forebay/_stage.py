@@ -22,7 +22,7 @@ from forebay._handler import OUTCOMES, BatchContext, BatchPart, Call, returned_c
 from forebay._lanes import Lanes
 from forebay._metrics import StageMetrics
 from forebay._retry import Retry
-from forebay._types import Again, BatchInfo, Category, Dropped, Failed, Failure
+from forebay._types import Again, BatchInfo, Category, Dropped, Failed, Failure, Offset
 
 SLICE_SECONDS = 0.0005
 """How long a task goes on without a checkpoint while it has work."""
@@ -34,7 +34,7 @@ _batch_ids = itertools.count(1)
 class Batch:
     """Items that go to the handler in one call."""
 
-    __slots__ = ("error", "failures", "id", "items", "maybe_done", "pieces", "since")
+    __slots__ = ("error", "failures", "id", "items", "maybe_done", "pieces", "since", "slot")
 
     def __init__(self, pieces: list[Piece]) -> None:
         first = pieces[0]
@@ -45,6 +45,7 @@ class Batch:
         self.maybe_done = False
         self.error: Exception | None = None  # what failed the last call as a whole
         self.id = next(_batch_ids)
+        self.slot: list[Batch] | None = None  # where the worker that runs it says what it runs
 
     def places(self) -> Iterable[tuple[Piece, int]]:
         """Yield the piece and the index in it of every item, in order."""
@@ -93,8 +94,8 @@ class Exit(Protocol):
         """Return how often the item failed before this run had it."""
         ...
 
-    def send_back(self, piece: Piece, record: Record, delay: float, error: BaseException) -> bool:
-        """Return a single item to its source, to come again after *delay*; `False` if it has to wait here."""
+    def send_back(self, piece: Piece, record: Record, delay: float, error: BaseException) -> Offset | None:
+        """Return a single item to its source, to come again after *delay*; `None` if it has to wait here."""
         ...
 
     def parts(self, batch: Batch) -> tuple[BatchPart, ...]:
@@ -154,7 +155,7 @@ class Stage:
 
     async def work(self) -> None:
         """Run batches until the inbox is closed. As many tasks run this as calls may be in flight."""
-        slot: list[Batch] = []
+        slot: list[Batch] = []  # the one batch that this worker runs
         set_context(lambda: self._describe(slot[0]))
         last_yield = perf_counter()
         inbox = self.inbox
@@ -178,7 +179,7 @@ class Stage:
                     continue
                 self._paused_until = 0.0
                 now = None
-            slot[:] = [batch]
+            batch.slot = slot
             now = await self.process(batch, now)
             if perf_counter() - last_yield > SLICE_SECONDS:
                 await anyio.lowlevel.checkpoint()
@@ -216,12 +217,12 @@ class Stage:
     def _next_in_lanes(self, lanes: Lanes) -> Batch | None:
         owned: set[str] = set()
         limit = self._size_now() if self.per_item else self.max_size
-        pieces = lanes.take_ready(limit, owned)
+        pieces = lanes.take_ready(limit, owned, self._fitting)
         room = limit - sum(len(piece.items) for piece in pieces)
         if pieces and pieces[-1].record is not None and pieces[-1].record.alone:
             room = 0
         while room > 0 and lanes.waiting <= lanes.max_waiting:
-            taken = self.inbox.take_nowait(room, self.max_bytes)
+            taken = self._take_beside(pieces, room)
             if not taken:
                 break
             for piece in taken:
@@ -235,6 +236,29 @@ class Stage:
                     pieces.append(chosen)
                     room -= len(chosen.items)
         return Batch(pieces) if pieces else None
+
+    def _take_beside(self, pieces: Sequence[Piece], room: int) -> list[Piece]:
+        """Take what fits into a batch that has *pieces* already."""
+        weigh, max_bytes = self.inbox.weigh, self.max_bytes
+        if weigh is None or max_bytes is None:
+            return self.inbox.take_nowait(room, None)
+        room_bytes = max_bytes - sum(weigh(item) for piece in pieces for item in piece.items)
+        parts = self.inbox.parts
+        if pieces and parts and weigh(parts[0].items[0]) > room_bytes:
+            return []
+        return self.inbox.take_nowait(room, max(room_bytes, 1))
+
+    def _fitting(self, taken: Sequence[Piece], piece: Piece) -> int:
+        """Return how many of the items of *piece* fit into a batch beside *taken*; one that is too large goes alone."""
+        weigh, max_bytes = self.inbox.weigh, self.max_bytes
+        if weigh is None or max_bytes is None:
+            return len(piece.items)
+        room = max_bytes - sum(weigh(item) for other in taken for item in other.items)
+        for index, item in enumerate(piece.items):
+            room -= weigh(item)
+            if room < 0:
+                return 1 if not taken and index == 0 else index
+        return len(piece.items)
 
     async def _wait_pause(self) -> None:
         await anyio.sleep(max(0.0, self._paused_until - anyio.current_time()))
@@ -250,6 +274,8 @@ class Stage:
         started = self.clock() if started is None else started
         self.running[batch] = None
         self.in_flight += 1
+        if batch.slot is not None:
+            batch.slot[:] = [batch]
         error: Exception | None = None
         results: object = None
         try:
@@ -417,7 +443,7 @@ class Stage:
 
     def _failed(self, single: Piece, batch: Batch, error: BaseException, dead: list[Dead]) -> None:
         """Decide about one item that failed: another attempt, or out."""
-        record = self._record(single, batch)
+        record = self.record(single, batch)
         category = self.ask(Failure(error, self.name, self.source, record.failures + 1))
         self.metrics.failed += 1
         if category is Category.DEPENDENCY:
@@ -434,7 +460,7 @@ class Stage:
             dead.append(Dead(single, error, category, record.failures))
 
     def _again_after(self, single: Piece, batch: Batch, outcome: Again, dead: list[Dead]) -> None:
-        record = self._record(single, batch)
+        record = self.record(single, batch)
         record.failures += 1
         self.metrics.failed += 1
         if self.retry is not None and record.failures < self.retry.max_attempts:
@@ -446,7 +472,8 @@ class Stage:
             exhausted = RetryExhaustedError(f"{self.name}() asked for another attempt of an item, but {reason}")
             dead.append(Dead(single, exhausted, Category.TRANSIENT, record.failures))
 
-    def _record(self, single: Piece, batch: Batch) -> Record:
+    def record(self, single: Piece, batch: Batch) -> Record:
+        """Return what is remembered of a single item of *batch*."""
         record = single.record
         if record is None:
             failures = self.exit.failures_before(single, 0) + batch.failures
@@ -455,8 +482,11 @@ class Stage:
 
     def _later(self, single: Piece, record: Record, delay: float, error: BaseException) -> None:
         """Run one item again after *delay* seconds, here or wherever its source hands it out next."""
-        if self.exit.send_back(single, record, delay, error):
-            self._release([single])
+        offset = self.exit.send_back(single, record, delay, error)
+        if offset is not None:
+            if self.lanes is not None:
+                self.lanes.depart(single.keys or (), offset, anyio.current_time() + delay)
+                self.inbox.wake_one()
         else:
             self._schedule(Batch([single]), delay)
 
@@ -509,7 +539,7 @@ class Stage:
         """Run the parts of a batch that failed one after the other, each told that it may be done already."""
         parts = [Batch(pieces) for pieces in groups]
         for part in parts:
-            part.failures, part.maybe_done, part.since = batch.failures, True, batch.since
+            part.failures, part.maybe_done, part.since, part.slot = batch.failures, True, batch.since, batch.slot
             self.running[part] = None
         for part in parts:
             await self.process(part)
@@ -562,6 +592,16 @@ class Stage:
                         self.lanes.unblock(piece.keys or ())
                 self._again.append(batch)
                 self.inbox.wake_one()
+
+    def perhaps_done(self) -> list[Piece]:
+        """Return what was cut off, now or at an earlier attempt, so that its effect may have happened."""
+        waiting = [batch for _, _, batch in self._due] + list(self._again)
+        cut = [
+            batch
+            for batch in waiting
+            if batch.maybe_done or any(piece.record is not None and piece.record.maybe_done for piece in batch.pieces)
+        ]
+        return [piece for batch in (*self.running, *cut) for piece in batch.pieces]
 
     def waiting_beyond(self, time: float) -> list[tuple[float, Batch]]:
         """Remove and return what is not due before *time*, with when it is."""

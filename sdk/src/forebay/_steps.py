@@ -6,21 +6,18 @@ so an item costs a call of the user's function and a few nanoseconds.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable
 from time import perf_counter
 from types import CoroutineType
 from typing import NamedTuple
 
-from attrs import define
+from attrs import define, field
 
 from forebay._batcher import Piece
 from forebay._checks import a
-from forebay._errors import BlockedLoopWarning, HandlerContractError
+from forebay._errors import HandlerContractError
 from forebay._metrics import StageMetrics
-
-BLOCKED_SECONDS = 0.05
-"""A step that holds the event loop for longer is named in a warning."""
+from forebay._watch import BLOCKED_SECONDS, LoopWatch
 
 
 class Stop(NamedTuple):
@@ -50,7 +47,12 @@ class Step:
     """Called with a piece of listed positions and the indexes of the items that are filtered out of it."""
     parent: Callable[[Piece, list[int]], None]
     """Called with a piece whose items become the parents of so many children each."""
-    warned: bool = False
+    watch: LoopWatch = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.watch = LoopWatch(
+            f"{self.kind} step {self.name!r}", "pass run_in='thread' or run_in='process' to move it off the loop"
+        )
 
 
 def run_steps(steps: tuple[Step, ...], first: int, piece: Piece) -> Stop | None:
@@ -66,25 +68,16 @@ def run_steps(steps: tuple[Step, ...], first: int, piece: Piece) -> Stop | None:
         metrics = step.metrics
         metrics.seconds += seconds
         metrics.received += count if stopped is None else count - len(stopped[2].items)
-        if seconds > BLOCKED_SECONDS and not step.warned:
-            _warn_blocked(step, count, seconds)
+        if seconds > BLOCKED_SECONDS:
+            step.watch.held(seconds, count)
+        elif step.watch.streak:
+            step.watch.passed()
         if stopped is not None:
             metrics.failed += 1
             metrics.done += len(stopped[0].items)
             return Stop(index, *stopped)
         metrics.done += len(piece.items)
     return None
-
-
-def _warn_blocked(step: Step, count: int, seconds: float) -> None:
-    step.warned = True
-    items = "1 item" if count == 1 else f"{count} items"
-    warnings.warn(
-        f"{step.kind} step {step.name!r} held the event loop for {seconds * 1000:.0f} ms over {items}; "
-        f"pass run_in='thread' or run_in='process' to move it off the loop",
-        BlockedLoopWarning,
-        stacklevel=2,
-    )
 
 
 _Stopped = tuple[Piece, Piece, Piece, Exception]
