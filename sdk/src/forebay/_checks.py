@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import AsyncIterable, Callable, Iterable
+from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from types import NoneType
@@ -81,6 +81,14 @@ def default_concurrency(run_in: RunIn) -> int:
     if run_in == "process":
         return os.cpu_count() or 1
     return THREADS if run_in == "thread" else ASYNC_CONCURRENCY
+
+
+def check_listeners(plugins: object, plugins_type: type, observers: object) -> None:
+    """Check what `run` was given to look names up in and to tell of events."""
+    if plugins is not None and not isinstance(plugins, plugins_type):
+        raise TypeError(f"plugins must be a forebay.hooks.Plugins, not {plugins!r:.100}; wrap it: Plugins(my_module)")
+    if not isinstance(observers, Sequence):
+        raise TypeError(f"observers must be a list of objects, not {observers!r:.100}")
 
 
 def at_least(argument: str, value: object, least: int) -> int:

@@ -156,7 +156,11 @@ async def put_letters(
             return
         except Exception as error:
             if attempt == 1:
-                _logger.exception("the dead-letter store failed; the items wait until it takes them")
+                _logger.warning(
+                    "the dead-letter store failed (%s: %s); its items wait until it takes them",
+                    type(error).__name__,
+                    error,
+                )
             wait = delay(attempt, error)
         await anyio.sleep(wait)
 

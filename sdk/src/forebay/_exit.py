@@ -109,8 +109,8 @@ class PipelineExit:
             raise error
         letters = [self._letter(one, batch) for one in dead]
         await put_letters(self.store, letters, self.office.retry_delay)
-        for one, letter in zip(dead, letters, strict=True):
-            reason = f"{self.stage}: {letter.error_type}"
+        for one in dead:
+            reason = f"{self.stage}: {type(one.error).__name__}"
             self.office.dead_reasons[reason] = self.office.dead_reasons.get(reason, 0) + 1
             self.route.settle_positions(one.piece.listed(), "dead")
         if self.office.dead_lettered is not None:

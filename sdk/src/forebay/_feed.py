@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import anyio
 import anyio.lowlevel
-from attrs import define, evolve, field
+from attrs import define, field
 
 from forebay._batcher import Gather, Piece, Record
 from forebay._channel import Buffer
@@ -20,10 +20,9 @@ from forebay._retry import Retry
 from forebay._route import Route
 from forebay._scope import raise_bare
 from forebay._source import Mapped, Reader
-from forebay._stage import SLICE_SECONDS
-from forebay._steps import Step, Stop, run_steps
+from forebay._steps import Step, Stop, is_coroutine, refuse_coroutines, run_steps
 from forebay._types import Category, Chunk, Deliveries, Failure, Redelivery
-from forebay._watch import BLOCKED_SECONDS, LoopWatch
+from forebay._watch import BLOCKED_SECONDS, SLICE_SECONDS, LoopWatch
 from forebay.abc import Session
 
 R = TypeVar("R")
@@ -158,6 +157,8 @@ class ReaderFeed:
         first = 0
         if mapped is not None:
             first = 1
+            if items and is_coroutine(items[0]):
+                refuse_coroutines(mapped, items)
             mapped.metrics.received += count
             mapped.metrics.done += len(items)
             if one.error is not None:
@@ -233,6 +234,8 @@ class SessionFeed:
     rng: random.Random
     stopped: bool = False
     ended: bool = False
+    error: Exception | None = None
+    """What the source raised; raised by the run when all that came before has its outcome."""
     failures: list[Redelivery] = field(factory=list[Redelivery])
     """Failures of items that wait here for another attempt, for the next renewal."""
     give_backs: list[Deliveries] = field(factory=list[Deliveries])
@@ -292,7 +295,7 @@ class SessionFeed:
         last_yield = perf_counter()
         while True:
             room = 0 if self.stopped or self.ended or self._rest else self._room()
-            if (self.stopped or self.ended) and not (self.account.open or self.account.unsent or self.give_backs):
+            if self._is_done():
                 return
             await self._renew_if_due()
             if self.give_backs:
@@ -300,12 +303,16 @@ class SessionFeed:
             busy = False
             if room or self.account.unsent:
                 busy = await self._exchange(room)
-            if not busy:
+            if not (busy or self._is_done()):
                 await self._wait(room)
                 last_yield = perf_counter()
             elif perf_counter() - last_yield > SLICE_SECONDS:
                 await anyio.lowlevel.checkpoint()
                 last_yield = perf_counter()
+
+    def _is_done(self) -> bool:
+        """Return whether nothing more comes and the source has been told of everything."""
+        return (self.stopped or self.ended) and not (self.account.open or self.account.unsent or self.give_backs)
 
     async def _send_rest(self) -> None:
         """Send on what could not be sent at once: there was no room, or a step failed."""
@@ -314,6 +321,10 @@ class SessionFeed:
                 rest = self._rest[0]
                 if isinstance(rest, Stop):
                     await self.route.mend(rest)
+                elif len(rest.items) > self.route.max_size > 0:
+                    await self.route.send(rest.split(self.route.max_size))
+                    await anyio.lowlevel.checkpoint()
+                    continue
                 else:
                     await self.route.send(rest)
                 del self._rest[0]
@@ -371,7 +382,7 @@ class SessionFeed:
         chunk, self._fetched = self._fetched, None
         assert chunk is not None
         items = list(chunk.items)
-        chunk = evolve(chunk, items=())
+        chunk = _without_items(chunk)
         now = self.clock()
         hold = self.ledger.register(len(items), self.account, now, chunk)
         if self.keep_items:
@@ -396,12 +407,15 @@ class SessionFeed:
                 await self.session.give_back([*self.give_backs, *back], refund=True)
 
     async def _trouble(self, error: Exception) -> None:
-        """Wait before the same call is made again, or end the run."""
+        """Wait before the same call is made again, or fetch no more: the run ends when what is in hand is final."""
         category = self.ask(Failure(error, "source", self.account.name, self._troubles + 1))
         self._troubles += 1
         if category not in (Category.TRANSIENT, Category.DEPENDENCY) or self._troubles >= 8:
-            error.add_note(f"source {self.account.name!r} failed; items in hand are given back")
-            raise error
+            if self.error is not None:
+                raise self.error  # it takes no settlement either: what is in hand is given back
+            error.add_note(f"raised by source {self.account.name!r} after {_items(self.account.seen)}")
+            self.error, self.stopped, self._troubles = error, True, 0
+            return
         await anyio.sleep(Retry().delay(self._troubles, error, None, self.rng))
 
     async def _return_items(self) -> None:
@@ -458,6 +472,22 @@ class SessionFeed:
             return
         self._asked_for_room = True
         inbox.call_when_room(self._has_room, max(self.route.max_size, inbox.max_items // 2))
+
+
+def _without_items(chunk: Chunk[object]) -> Chunk[object]:
+    # Spelled out: attrs.evolve costs five times as much, for every chunk.
+    return Chunk(
+        (),
+        chunk.offsets,
+        chunk.partition,
+        chunk.epoch,
+        chunk.deliveries,
+        chunk.failures,
+        chunk.maybe_done,
+        chunk.keys,
+        chunk.headers,
+        chunk.sizes,
+    )
 
 
 def _pieces(hold: Hold, items: list[object], now: float) -> list[Piece]:

@@ -202,6 +202,22 @@ class Lanes:
                 self._busy[key] = None
                 self._promote(key, rest)
 
+    def put_back(self, singles: Sequence[Piece]) -> None:
+        """Put items of busy keys in front of their lanes, in this order: they were not reached."""
+        for single in reversed(singles):
+            assert single.keys is not None
+            assert single.positions is not None
+            key = single.keys[0]
+            lane = self._busy.get(key)
+            if lane is None:
+                lane = self._busy[key] = deque()
+            lane.appendleft((single.items[0], single.positions[0], single.since, single.record))
+            self._count_waiting(1)
+
+    def holds_back(self, key: str) -> bool:
+        """Return whether an item of *key* waits for another attempt, here or with its source."""
+        return key in self._blocked or key in self._away
+
     def take_ready(
         self, max_items: int, owned: set[str], fitting: Callable[[Sequence[Piece], Piece], int] = _all_fit
     ) -> list[Piece]:

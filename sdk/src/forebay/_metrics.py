@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import frexp
+from operator import mul
 
 from forebay._types import Quantiles, StageSummary
 
@@ -53,10 +54,18 @@ class Histogram:
             self._total += sum(raw)
             self._maximum = max(self._maximum, max(raw))
         weighted, self._weighted = self._weighted, []
-        for value, times in weighted:
-            self._counts[_bucket(frexp(value))] += times
-            self._total += value * times
-            self._maximum = max(self._maximum, value)
+        if weighted:
+            values, weights = zip(*weighted, strict=True)
+            counts = self._counts
+            for (m, e), times in zip(map(frexp, values), weights, strict=True):
+                counts[e * _STEPS + int(m * _TWICE) if m > 0 else _ZERO] += times
+            self._total += sum(map(mul, values, weights))
+            self._maximum = max(self._maximum, max(values))
+
+    def add_all(self, values: Sequence[float]) -> None:
+        """Count each of *values* once."""
+        self._raw += values
+        self._fold()
 
     @property
     def count(self) -> int:
@@ -114,12 +123,6 @@ class Histogram:
         )
 
 
-def _bucket(parts: tuple[float, int]) -> int:
-    """Return the bucket of mantissa * 2**exponent, 0.5 <= mantissa < 1."""
-    mantissa, exponent = parts
-    return exponent * _STEPS + int(mantissa * _TWICE) if mantissa > 0 else _ZERO
-
-
 def _bounds(bucket: int) -> tuple[float, float]:
     """Return where *bucket* begins and ends."""
     if bucket == _ZERO:
@@ -170,13 +173,14 @@ class StageMetrics:
             self._fold()
 
     def _fold(self) -> None:
-        raw, self._raw = self._raw, []
-        for size, seconds, waited in raw:
-            self._calls += 1
-            self.seconds += seconds
-            self._batch_sizes.add(size)
-            self._call_seconds.add(seconds)
-            self._waited.add(waited)
+        if self._raw:
+            sizes, seconds, waits = zip(*self._raw, strict=True)
+            self._calls += len(sizes)
+            self.seconds += sum(seconds)
+            self._batch_sizes.add_all(sizes)
+            self._call_seconds.add_all(seconds)
+            self._waited.add_all(waits)
+            self._raw.clear()
 
     def summary(self, name: str) -> StageSummary:
         """Return a reading."""

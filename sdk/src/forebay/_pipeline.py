@@ -14,6 +14,7 @@ from forebay._checks import (
     at_least,
     check_callable,
     check_handler,
+    check_listeners,
     check_retry,
     check_run_in,
     check_store,
@@ -28,7 +29,6 @@ from forebay._checks import (
 from forebay._handler import RunIn, is_async, name_of
 from forebay._recipe import ForkSpec, InlineSpec, Node, Recipe, SourceSpec, StageSpec, Store
 from forebay._retry import Retry
-from forebay._run import Run
 from forebay._scope import open_scope
 from forebay._types import Again, Dropped, Failed, Outcome, Summary
 from forebay.abc import Sink, Source
@@ -514,8 +514,11 @@ def _source_spec(source: object, index: int, in_thread: bool) -> SourceSpec:
 async def _run(
     recipe: Recipe, plugins: Plugins | None, observers: Sequence[object], drain_timeout: float, seed: int | None
 ) -> Summary:
-    from forebay.hooks import Plugins as _Plugins  # loaded with the first run: it brings pluggy
+    # Loaded with the first run: a program that imports recipes and runs none does not pay for it.
+    from forebay._run import Run
+    from forebay.hooks import Plugins as _Plugins
 
+    check_listeners(plugins, _Plugins, observers)
     known = _Plugins() if plugins is None else plugins
     listeners = known.events(observers)
     run = Run(recipe, lambda kind, name: known.kind(kind).build(name), listeners, random.Random(seed))

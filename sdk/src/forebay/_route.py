@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from time import perf_counter
 from typing import Protocol
 
 from attrs import define, field
@@ -11,6 +12,7 @@ from forebay._batcher import Family, Piece
 from forebay._channel import Buffer
 from forebay._ledger import Ledger
 from forebay._steps import Step, Stop, run_steps
+from forebay._watch import SLICE_SECONDS
 
 
 class Mishap(Protocol):
@@ -55,9 +57,10 @@ class Route:
         if inbox is None or inbox.waiting_putters or inbox.weigh is not None:
             return [piece]
         since = self.clock()
+        ends = perf_counter() + SLICE_SECONDS
         rest: Piece | None = piece
         while rest is not None:
-            if not inbox.fits(min(len(rest.items), self.max_size), 0):
+            if not inbox.fits(min(len(rest.items), self.max_size), 0) or perf_counter() > ends:
                 return [rest]
             if len(rest.items) > self.max_size:
                 piece = rest.split(self.max_size)

@@ -137,9 +137,10 @@ class Run:
                 self.summary = self._summarise()
                 if self.listeners.run_finished is not None:
                     self.listeners.run_finished(self.summary)
-        for feed in self._reader_feeds:
-            if feed.error is not None:
-                raise feed.error
+        errors = [feed.error for feed in self._reader_feeds] + [feed.error for feed in self.feeds.values()]
+        for error in errors:
+            if error is not None:
+                raise error
 
     async def _work(self, scope: Scope) -> None:
         async with anyio.create_task_group() as tasks:
@@ -235,7 +236,9 @@ class Run:
         try:
             manager = self.build(kind, thing)
         except PluginError as error:
-            raise PluginError(f"pipeline {self.pipeline!r}, {argument}: {error}") from None
+            is_file = kind == "sources" and "://" not in thing and ("." in thing or "/" in thing)
+            hint = f"; to read a file, pass open({thing!r})" if is_file else ""
+            raise PluginError(f"pipeline {self.pipeline!r}, {argument}: {error}{hint}") from None
         return await stack.enter_async_context(manager)
 
     async def _add_feed(self, stack: AsyncExitStack, spec: SourceSpec, route: Route) -> None:

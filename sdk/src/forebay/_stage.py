@@ -23,9 +23,7 @@ from forebay._lanes import Lanes
 from forebay._metrics import StageMetrics
 from forebay._retry import Retry
 from forebay._types import Again, BatchInfo, Category, Dropped, Failed, Failure, Offset
-
-SLICE_SECONDS = 0.0005
-"""How long a task goes on without a checkpoint while it has work."""
+from forebay._watch import SLICE_SECONDS
 
 _logger = logging.getLogger("forebay")
 _batch_ids = itertools.count(1)
@@ -411,6 +409,8 @@ class Stage:
     async def _settle_each(self, batch: Batch, outcomes: Sequence[object], now: float) -> None:
         """Give each item the outcome that the handler named."""
         singles = self.exit.scatter(batch)
+        if self.lanes is not None and self.lanes.in_order:
+            singles, outcomes = self._reached(self.lanes, singles, outcomes)
         good: list[Piece] = []
         good_results: list[Piece] = []
         dead: list[Dead] = []
@@ -434,6 +434,24 @@ class Stage:
                 await self.exit.forward(good_results)
             self._release(good)
         await self._bury(dead, batch)
+
+    def _reached(
+        self, lanes: Lanes, singles: Sequence[Piece], outcomes: Sequence[object]
+    ) -> tuple[list[Piece], list[object]]:
+        """Put the items of a key behind the first one that failed back into its lane; return the others."""
+        failed: set[str] = set()
+        back: list[Piece] = []
+        kept: list[tuple[Piece, object]] = []
+        for single, outcome in zip(singles, outcomes, strict=True):
+            key = single.key(0)
+            if type(outcome) in (Failed, Again) and key is not None:
+                if key in failed:
+                    back.append(single)
+                    continue
+                failed.add(key)
+            kept.append((single, outcome))
+        lanes.put_back(back)
+        return [single for single, _ in kept], [outcome for _, outcome in kept]
 
     async def _bury(self, dead: list[Dead], batch: Batch) -> None:
         if dead:
@@ -528,7 +546,10 @@ class Stage:
         """Decide about each item of a batch that failed as a whole."""
         dead: list[Dead] = []
         self.metrics.failed -= len(batch.items)  # counted with the batch already, and again below
-        for single in self.exit.scatter(batch):
+        singles: Sequence[Piece] = self.exit.scatter(batch)
+        if self.lanes is not None and self.lanes.in_order:
+            singles, _ = self._reached(self.lanes, singles, [Failed(error)] * len(singles))
+        for single in singles:
             self._failed(single, batch, error, dead)
         await self._bury(dead, batch)
 
@@ -542,7 +563,20 @@ class Stage:
             part.failures, part.maybe_done, part.since, part.slot = batch.failures, True, batch.since, batch.slot
             self.running[part] = None
         for part in parts:
-            await self.process(part)
+            if self.lanes is not None and self.lanes.in_order:
+                self._hold_back(self.lanes, part)
+            if part.items:
+                await self.process(part)
+            else:
+                del self.running[part]
+
+    def _hold_back(self, lanes: Lanes, part: Batch) -> None:
+        """Take those items out of *part* whose key has an earlier one that waits for another attempt."""
+        behind = [piece for piece in part.pieces if piece.keys and lanes.holds_back(piece.keys[0])]
+        if behind:
+            lanes.put_back(behind)
+            part.pieces = [piece for piece in part.pieces if piece not in behind]
+            part.items = [item for piece in part.pieces for item in piece.items]
 
     def _advise(self, error: Exception) -> None:
         if not self._advised:

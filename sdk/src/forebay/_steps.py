@@ -93,8 +93,8 @@ def _map(step: Step, piece: Piece) -> _Stopped | None:
         head, bad = _cut(piece, len(out))
         head.items = out
         return head, bad, piece, error
-    if _is_coroutine(out[0]):
-        _refuse_coroutine(step, out)
+    if is_coroutine(out[0]):
+        refuse_coroutines(step, out)
     piece.items = out
     return None
 
@@ -110,8 +110,8 @@ def _tap(step: Step, piece: Piece) -> _Stopped | None:
     except Exception as error:
         head, bad = _cut(piece, done)
         return head, bad, piece, error
-    if _is_coroutine(result):
-        _refuse_coroutine(step, [result])
+    if is_coroutine(result):
+        refuse_coroutines(step, [result])
     return None
 
 
@@ -131,8 +131,8 @@ def _filter(step: Step, piece: Piece) -> _Stopped | None:
         head, bad = _cut(piece, len(out) + len(dropped))
         _leave_out(step, head, out, dropped)
         return head, bad, piece, error
-    if _is_coroutine(verdict):  # a coroutine is true: without this the filter would let all through
-        _refuse_coroutine(step, [verdict])
+    if is_coroutine(verdict):  # a coroutine is true: without this the filter would let all through
+        refuse_coroutines(step, [verdict])
     _leave_out(step, piece, out, dropped)
     return None
 
@@ -166,8 +166,8 @@ def _flat_map(step: Step, piece: Piece) -> _Stopped | None:
             family = func(item)
             families.append(list(family))  # type: ignore[call-overload]  # an iterable, or the TypeError says so
     except Exception as error:
-        if _is_coroutine(family):
-            _refuse_coroutine(step, [family])
+        if is_coroutine(family):
+            refuse_coroutines(step, [family])
         whole = piece
         piece, bad = _cut(whole, len(families))
         stopped = piece, bad, whole, error
@@ -211,8 +211,8 @@ def _key_by(step: Step, piece: Piece) -> _Stopped | None:
 
 
 def _refuse_key(step: Step, key: object) -> None:
-    if _is_coroutine(key):
-        _refuse_coroutine(step, [key])
+    if is_coroutine(key):
+        refuse_coroutines(step, [key])
     if not isinstance(key, str):
         raise HandlerContractError(
             f"key_by step {step.name!r} returned {key!r:.100}, {a(type(key).__name__)}; return a str, "
@@ -241,11 +241,13 @@ def _cut(piece: Piece, done: int) -> tuple[Piece, Piece]:
     return head, piece.split(1)
 
 
-def _is_coroutine(value: object) -> bool:
+def is_coroutine(value: object) -> bool:
+    """Return whether *value* is what calling an async function gives."""
     return type(value) is CoroutineType
 
 
-def _refuse_coroutine(step: Step, results: Iterable[object]) -> None:
+def refuse_coroutines(step: Step, results: Iterable[object]) -> None:
+    """Raise because the function of *step* returned coroutines, which are closed."""
     for result in results:
         close = getattr(result, "close", None)
         if close is not None:

@@ -1,4 +1,4 @@
-"""Notices synchronous code that holds the event loop."""
+"""How long code may hold the event loop, and a watch on synchronous code that does so for longer."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from attrs import define
 
 from forebay._errors import BlockedLoopWarning
 
+SLICE_SECONDS = 0.0005
+"""How long a pump or worker goes on without a checkpoint while it has work."""
 BLOCKED_SECONDS = 0.05
 """Code that holds the event loop for longer is named in a warning."""
 _TIMES = 3
