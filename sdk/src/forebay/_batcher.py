@@ -57,7 +57,7 @@ class Piece(Part[object]):
         self.keys = keys
         self.record = record
         self.since = since
-        self.holes = holes
+        self.holes: list[int] | None = holes
         self.family = family  # set where several items may stand for one position
 
     def like(self, items: list[object]) -> Piece:

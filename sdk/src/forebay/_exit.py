@@ -36,6 +36,8 @@ class Office(Protocol):
     dead_reasons: dict[str, int]
     drop_reasons: dict[str, int]
     dead_lettered: Callable[[DeadLettered], None] | None
+    ending: bool
+    """Whether an exception is on its way that ends the run."""
 
     def retry_delay(self, attempt: int, error: BaseException) -> float:
         """Return how long to wait before a store is asked again."""
@@ -100,6 +102,9 @@ class PipelineExit:
         Raises the first item's exception where the stage has no store: that ends the run.
         """
         if self.store is None:
+            if self.office.ending:
+                await anyio.sleep_forever()  # another failure ends the run already, and this task with it
+            self.office.ending = True
             error = dead[0].error
             error.add_note(
                 f"raised in stage {self.stage!r} for the item at {self._where(dead[0].piece)}, "
@@ -195,16 +200,20 @@ class PipelineExit:
         feed.poke()
         return hold.offset(position)
 
-    def give_up(self, piece: Piece, record: Record, delay: float) -> None:
-        """Return a single item that waits for another attempt, because the run drains."""
+    def give_up(self, piece: Piece, record: Record, delay: float) -> Offset | None:
+        """Return a single item to its source, because the run drains and will not live to see its next attempt.
+
+        Its offset comes back if the source hands it out again.
+        """
         position = piece.position(0)
         if not self.office.ledger.is_open(position):
-            return  # a child of the same parent has taken it back already
+            return None  # a child of the same parent has taken it back already
         hold = self.office.ledger.hold(position)
         if hold.chunk is not None:
             error = TimeoutError("the run drained while the item waited for another attempt")
             hold.feed.redeliver(self._redelivery(hold, position, record, delay, error))
         self.office.ledger.settle(position, position + 1, self.route.leaves[0], "redelivered")
+        return None if hold.chunk is None else hold.offset(position)
 
     def _redeliver(self, hold: Hold, position: int, redelivery: Redelivery) -> None:
         hold.feed.redeliver(redelivery)
@@ -276,6 +285,7 @@ class InlineMishaps:
                 failures += 1
                 if not retry.allows(failures, category):
                     await way_out.set_aside([Dead(bad, error, category, failures)], None)
+                    route.steps[stop.step].metrics.dead += 1
                     return None
                 await anyio.sleep(retry.delay(failures, error, None, self.rng))
             again = bad.like(list(bad.items))

@@ -139,7 +139,8 @@ class ReaderFeed:
                 if one.error is not None or room < size:
                     break
         except Exception as error:
-            error.add_note(f"raised by source {self.account.name!r} after {_items(self.account.seen)}")
+            seen = self.account.seen + sum(len(one.items) for one in slices)
+            error.add_note(f"raised by source {self.account.name!r} after {_items(seen)}")
             self.error = error
             self._ended = True
         return slices

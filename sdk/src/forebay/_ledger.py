@@ -213,9 +213,10 @@ class FeedLedger:
 
     def final(self, hold: Hold, start: int, stop: int) -> None:
         """Write down that the source has to be told of these positions."""
-        if hold.chunk is not None:
-            self._account(hold.chunk.partition, hold.chunk.epoch).ranges.append((hold, start, stop))
-            self.unsent += stop - start
+        chunk = hold.chunk
+        assert chunk is not None, "a plain iterable is told nothing"
+        self._account(chunk.partition, chunk.epoch).ranges.append((hold, start, stop))
+        self.unsent += stop - start
 
     def redeliver(self, redelivery: Redelivery) -> None:
         """Write down that an item goes back with its failure."""
@@ -313,6 +314,7 @@ class Ledger:
         "counts",
         "in_hand",
         "leaves",
+        "lost_holds",
         "next",
         "now",
         "on_empty",
@@ -329,6 +331,7 @@ class Ledger:
         self.counts = {"done": 0, "filtered": 0, "dead": 0, "dropped": 0, "redelivered": 0, "lost": 0}
         # Children still on their way, for parents whose children are in more than one place; one dict a branch.
         self.children: list[dict[int, int]] = [{} for _ in range(leaves)]
+        self.lost_holds: dict[int, Hold] = {}  # by position: handlers may still ask where the item came from
         self.on_final = on_final
         self.on_empty = on_empty
         self._bases: list[int] = []
@@ -349,7 +352,9 @@ class Ledger:
         return hold
 
     def hold(self, position: int) -> Hold:
-        """Return the chunk that *position*, which is in hand, belongs to."""
+        """Return the chunk that *position* belongs to: it is in hand, or was lost while a handler had it."""
+        if position in self.lost_holds:
+            return self.lost_holds[position]
         return self._holds[bisect_right(self._bases, position) - 1]
 
     def holds(self) -> Sequence[Hold]:

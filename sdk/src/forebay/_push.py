@@ -428,6 +428,10 @@ class _PushExit:
         """Return `None`: there is no source to send an item back to."""
         return None
 
+    def give_up(self, piece: Piece, record: Record, delay: float) -> Offset | None:
+        """Return `None`: a batcher that drains tries again until it is cut off, and then tells the caller."""
+        return None
+
     def parts(self, batch: Batch) -> tuple[BatchPart, ...]:
         """Return nothing: submitted items have no offsets."""
         return ()

@@ -99,16 +99,14 @@ class Route:
         elif self.inbox is not None:
             await self._queue(self.inbox, piece)
         elif self.branches:
+            if piece.family is not None:
+                piece.family.scattered(piece.listed())  # each branch may cut where it likes
             for branch in self.branches:
-                await branch.send(piece.like(piece.items) if piece.family is None else self._scattered(piece))
+                copy = piece.like(piece.items)
+                copy.family = None if piece.family is None else Family(self.ledger, branch.leaves)
+                await branch.send(copy)
         else:
             self.finish([piece])
-
-    def _scattered(self, piece: Piece) -> Piece:
-        """Give all parents counters: each branch has its own, and may cut where it likes."""
-        assert piece.family is not None
-        piece.family.scattered(piece.listed())
-        return piece.like(piece.items)
 
     async def _queue(self, inbox: Buffer[Piece], piece: Piece) -> None:
         piece.since = self.clock()

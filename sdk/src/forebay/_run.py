@@ -94,6 +94,7 @@ class Run:
     dead_reasons: dict[str, int] = field(factory=dict[str, int], init=False)
     drop_reasons: dict[str, int] = field(factory=dict[str, int], init=False)
     dead_lettered: Callable[[DeadLettered], None] | None = field(init=False)
+    ending: bool = field(default=False, init=False)
     _reader_feeds: list[ReaderFeed] = field(factory=list[ReaderFeed], init=False)
     _accounts: list[FeedLedger] = field(factory=list[FeedLedger], init=False)
     _stages: list[Stage] = field(factory=list[Stage], init=False)
@@ -123,24 +124,32 @@ class Run:
         Everything that changes who owns an item happens in here and in tasks below,
         because on asyncio a shield does not hold against a native cancellation of the task that called `run()`.
         """
-        async with AsyncExitStack() as stack:
-            await self._open(stack)
-            self._started = anyio.current_time()
-            if self.listeners.run_started is not None:
-                self.listeners.run_started(self._info())
-            try:
-                await self._work(scope)
-            except BaseExceptionGroup as group:
-                raise_bare(group)
-            finally:
-                await self._wind_up(scope)
+        self._started = anyio.current_time()
+        try:
+            async with AsyncExitStack() as stack:
+                await self._open(stack)
+                await self._run(scope)
+        finally:
+            if self.summary is None:  # cut off before it began
                 self.summary = self._summarise()
-                if self.listeners.run_finished is not None:
-                    self.listeners.run_finished(self.summary)
         errors = [feed.error for feed in self._reader_feeds] + [feed.error for feed in self.feeds.values()]
         for error in errors:
             if error is not None:
                 raise error
+
+    async def _run(self, scope: Scope) -> None:
+        self._started = anyio.current_time()
+        if self.listeners.run_started is not None:
+            self.listeners.run_started(self._info())
+        try:
+            await self._work(scope)
+        except BaseExceptionGroup as group:
+            raise_bare(group)
+        finally:
+            await self._wind_up(scope)
+            self.summary = self._summarise()
+            if self.listeners.run_finished is not None:
+                self.listeners.run_finished(self.summary)
 
     async def _work(self, scope: Scope) -> None:
         async with anyio.create_task_group() as tasks:
@@ -148,6 +157,8 @@ class Run:
                 for _ in range(stage.max_concurrency):
                     tasks.start_soon(stage.work)
                 tasks.start_soon(stage.watch_due)
+            if scope.draining:
+                self._stop_feeds()
             self._pumping = len(self._reader_feeds) + len(self.feeds)
             for reader_feed in self._reader_feeds:
                 tasks.start_soon(reader_feed.reader.read)
@@ -165,7 +176,8 @@ class Run:
         self._look_finished()
 
     def _look_finished(self) -> None:
-        if not self._pumping and not self.ledger.in_hand:
+        # The handler of an item that was lost to another member still runs to its end.
+        if not self._pumping and not self.ledger.in_hand and not any(stage.running for stage in self._stages):
             self._finished.set()
 
     def _final(self, hold: Hold, count: int) -> None:
@@ -174,26 +186,21 @@ class Run:
         if feed is not None:
             feed.settled()
 
-    async def _watch_drain(self, scope: Scope, work: anyio.CancelScope) -> None:
-        """When the scope drains, stop fetching and leave time for the last settlement."""
-        await scope.wait_draining()
+    def _stop_feeds(self) -> None:
         for reader_feed in self._reader_feeds:
             reader_feed.stop()
         for feed in self.feeds.values():
             feed.stop()
+
+    async def _watch_drain(self, scope: Scope, work: anyio.CancelScope) -> None:
+        """When the scope drains, stop fetching and leave time for the last settlement."""
+        await scope.wait_draining()
+        self._stop_feeds()
         left = scope.remaining()
         if left < math.inf:
             work.deadline = anyio.current_time() + left - min(1.0, left / 4)
             for stage in self._stages:
-                self._give_up_waiting(stage, work.deadline)
-
-    def _give_up_waiting(self, stage: Stage, deadline: float) -> None:
-        """Return what waits for an attempt that this run will not live to see."""
-        for due, batch in stage.waiting_beyond(deadline):
-            way_out = stage.exit
-            assert isinstance(way_out, PipelineExit)
-            for piece in way_out.scatter(batch):
-                way_out.give_up(piece, stage.record(piece, batch), due - anyio.current_time())
+                stage.drain(work.deadline)
 
     async def _wind_up(self, scope: Scope) -> None:
         """Give back what has no outcome and settle what has one, in bounded time even if a source is gone."""
@@ -342,6 +349,7 @@ class Run:
             per_item=spec.per_item,
             lanes=self._lanes(spec, way_out) if keyed else None,
             batch_done=self.listeners.batch_done,
+            idle=self._look_finished,
             ask=self.ask,
             clock=self._clock,
             rng=self.rng,
@@ -388,6 +396,7 @@ class Run:
                     for index, offset in enumerate(chunk.offsets):
                         position = hold.base + index
                         if offset in wanted and chunk.epoch == deliveries.epoch and self.ledger.is_open(position):
+                            self.ledger.lost_holds[position] = hold
                             self.ledger.settle(position, position + 1, 0, "lost")
 
     def _info(self) -> RunInfo:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -96,6 +97,10 @@ class Exit(Protocol):
         """Return a single item to its source, to come again after *delay*; `None` if it has to wait here."""
         ...
 
+    def give_up(self, piece: Piece, record: Record, delay: float) -> Offset | None:
+        """Return a single item to its source, because this run will not see its next attempt; its offset if it can."""
+        ...
+
     def parts(self, batch: Batch) -> tuple[BatchPart, ...]:
         """Return where the items of *batch* came from."""
         ...
@@ -138,7 +143,11 @@ class Stage:
     metrics: StageMetrics = field(factory=StageMetrics)
     running: dict[Batch, None] = field(factory=dict[Batch, None])
     """Batches whose handler has been called and whose items have no outcome yet."""
+    idle: Callable[[], None] | None = None
+    """Called when no batch is running any more."""
     in_flight: int = 0
+    end: float = math.inf
+    """Time of the loop's clock after which nothing is tried again, because the run drains."""
     _due: list[tuple[float, int, Batch]] = field(factory=list[tuple[float, int, Batch]])
     _due_changed: anyio.Event | None = None
     _again: deque[Batch] = field(factory=deque[Batch])
@@ -179,6 +188,8 @@ class Stage:
                 now = None
             batch.slot = slot
             now = await self.process(batch, now)
+            if self.idle is not None and not self.running:
+                self.idle()
             if perf_counter() - last_yield > SLICE_SECONDS:
                 await anyio.lowlevel.checkpoint()
                 last_yield = perf_counter()
@@ -602,6 +613,9 @@ class Stage:
     def _schedule(self, batch: Batch, delay: float) -> None:
         self._sequence += 1
         due = anyio.current_time() + delay
+        if due > self.end:
+            self._give_up(batch, due)
+            return
         heapq.heappush(self._due, (due, self._sequence, batch))
         if self.lanes is not None:
             for piece in batch.pieces:
@@ -637,12 +651,23 @@ class Stage:
         ]
         return [piece for batch in (*self.running, *cut) for piece in batch.pieces]
 
-    def waiting_beyond(self, time: float) -> list[tuple[float, Batch]]:
-        """Remove and return what is not due before *time*, with when it is."""
-        late = [(due, batch) for due, _, batch in self._due if due > time]
-        self._due = [entry for entry in self._due if entry[0] <= time]
+    def drain(self, end: float) -> None:
+        """Let nothing wait for an attempt later than *end*, now and from now on: it goes back to its source."""
+        self.end = end
+        late = [(due, batch) for due, _, batch in self._due if due > end]
+        self._due = [entry for entry in self._due if entry[0] <= end]
         heapq.heapify(self._due)
-        return late
+        for due, batch in late:
+            self._give_up(batch, due)
+
+    def _give_up(self, batch: Batch, due: float) -> None:
+        delay = due - anyio.current_time()
+        for single in self.exit.scatter(batch):
+            offset = self.exit.give_up(single, self.record(single, batch), delay)
+            if self.lanes is not None and offset is not None:
+                self.lanes.depart(single.keys or (), offset, due)
+        self._release(batch.pieces)
+        self.inbox.wake_one()
 
     def _describe(self, batch: Batch) -> BatchContext:
         records = [piece.record for piece in batch.pieces if piece.record is not None]
