@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-one test-oldest cover soak check format bench bench-oldest docs wheels constraints clean
+.PHONY: help demo demo-year test test-one test-oldest cover soak check format bench bench-oldest docs wheels try-wheels constraints clean
 
 PY := .venv/bin/python
 OLD := .venv-3.11/bin/python
@@ -17,6 +17,9 @@ CHECKED := $(wildcard tests examples)
 # Folders whose files mypy sees in a run of their own: a dash in the path gives their tests no package name.
 APART := $(PLUGINS) $(wildcard examples/my-plugin)
 
+# The programs in pages: narrower than modules, so that nobody has to scroll sideways.
+PAGES := --config 'line-length = 88' --config 'format.exclude = ["*.py"]'
+
 # Dependency groups (pyproject.toml) that a target needs beside the packages themselves.
 NEEDS_run :=
 NEEDS_test := test engines
@@ -30,9 +33,9 @@ find = for v in $(1); do for p in python3.$$v python3 python /usr/local/bin/pyth
 	  "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.$$v.*/bin/python3.$$v "$$HOME"/.local/share/uv/python/cpython-3.$$v.*/bin/python3.$$v; do \
 	  "$$p" -c "import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != (3, $$v) or sys.version_info.releaselevel != 'final')" \
 	  >/dev/null 2>&1 && { echo "$$p"; break 2; }; done; done
-# uv does not read pip's configuration: hand it the index that pip would use, if one is set.
+# uv does not read pip's configuration: hand it the index that pip would use, if one is set, and trust the authorities that pip trusts.
 uv = index=$$($(PY) -m pip config get global.index-url 2>/dev/null || true); \
-	  env $${index:+UV_DEFAULT_INDEX="$$index"} VIRTUAL_ENV= UV_NO_PROGRESS=1 .venv/bin/uv
+	  env $${index:+UV_DEFAULT_INDEX="$$index"} VIRTUAL_ENV= UV_NO_PROGRESS=1 UV_SYSTEM_CERTS=1 .venv/bin/uv
 
 help: ## List the targets (the default)
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -40,6 +43,14 @@ help: ## List the targets (the default)
 demo: .venv/.ready-run ## Run the main job on a month of real flights
 	@echo "demo: examples/flights.py"
 	@$(PY) examples/flights.py $(ARGS)
+
+demo-year: .venv/.ready-run build/data/flights-2013.csv.gz ## Run the main job on the whole year (fetches 8 MB once)
+	@echo "demo-year: examples/flights.py --year"
+	@$(PY) examples/flights.py --year build/data/flights-2013.csv.gz $(ARGS)
+
+build/data/flights-2013.csv.gz: examples/data/prepare.py | .venv/.ready-run
+	@echo "demo-year: the whole year into $@"
+	@$(PY) examples/data/prepare.py --download --year build/data
 
 test: test-one test-oldest ## Run the tests on the newest Python found and on 3.11
 
@@ -65,10 +76,11 @@ check: .venv/.ready-check ## Lint, check formatting, types and import floors
 	@echo "check: ruff"
 	@.venv/bin/ruff check
 	@.venv/bin/ruff format --check
+	@.venv/bin/ruff format --check $(PAGES)
 	@echo "check: import floors"
 	@.venv/bin/lint-imports --no-logo --cache-dir build/import_linter
 	@echo "check: mypy"
-	@.venv/bin/mypy sdk/src conformance $(CHECKED) --exclude '^examples/my-plugin/'
+	@.venv/bin/mypy sdk/src conformance $(CHECKED) --exclude '^(examples/my-plugin|tests/integration/third_party)/'
 	@set -e; for part in $(APART); do .venv/bin/mypy $$part; done
 	@.venv/bin/mypy --python-version 3.11 sdk/src conformance/src $(PLUGINS:%=%/src)
 	@echo "check: pyright"
@@ -80,6 +92,7 @@ format: .venv/.ready-check ## Sort imports, fix what can be fixed, format
 	@echo "format: ruff"
 	@.venv/bin/ruff check --fix --exit-zero
 	@.venv/bin/ruff format
+	@.venv/bin/ruff format $(PAGES)
 
 bench: .venv/.ready-bench ## Run the benchmarks on the newest Python found
 	@echo "bench: tests/benchmarks/run.py on $$($(PY) -V)"
@@ -98,6 +111,10 @@ wheels: .venv/.ready-run ## Build the wheel of each package into build/wheels
 	@rm -rf build/wheels
 	@$(uv) build -q --all-packages --wheel --python $(PY) -b constraints.txt -o build/wheels
 	@ls build/wheels
+
+try-wheels: .venv/.ready-check wheels ## Install the wheels elsewhere and work there as a user and a plugin author would
+	@echo "try-wheels: an empty environment of $$($(PY) -V)"
+	@$(PY) tests/integration/try_wheels.py build/wheels/*.whl
 
 constraints: .venv/.ready-run ## Write constraints.txt anew with the newest versions
 	@echo "constraints: constraints.txt"

@@ -210,6 +210,21 @@ async def test_what_is_given_back_comes_again_at_once_and_in_its_place(refund: b
         assert queue.statistics().deliveries == 2 + 2 * deliveries
 
 
+async def test_what_goes_back_maybe_done_says_so_to_whoever_gets_it_and_stays_so() -> None:
+    queue = queue_of(3)
+    async with sessions(queue) as [one, other]:
+        chunk = await take(one)
+        cut_off = Deliveries([0, 2], epoch=chunk.epoch, maybe_done=True)
+        await one.give_back([cut_off, Deliveries([1], epoch=chunk.epoch)], refund=True)
+
+        again = await take(other)
+        await other.give_back([in_hand(again)], refund=True)
+        last = await take(one)
+
+        assert (again.deliveries, again.maybe_done) == (1, [True, False, True])
+        assert (last.deliveries, last.maybe_done) == (1, [True, False, True])
+
+
 async def test_a_failed_item_comes_again_with_its_count_while_others_are_taken() -> None:
     queue = queue_of(4)
     async with sessions(queue, 1) as [session]:

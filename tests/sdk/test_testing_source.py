@@ -124,6 +124,23 @@ async def test_items_given_back_come_first_and_count() -> None:
     assert [refund for _, refund in source.given_back] == [True, False, True, True]
 
 
+async def test_what_goes_back_maybe_done_says_so_and_stays_so() -> None:
+    source = ScriptedSource([1, 2, 3])
+
+    async with source.open(me) as session:
+        await items_of(session)
+        await session.give_back([Deliveries([0, 2], epoch=1, maybe_done=True), Deliveries([1], epoch=1)], refund=True)
+        second = await fetch(session)
+        await session.renew([Redelivery(2, failures=1, epoch=1)])
+        await session.give_back([Deliveries([2], epoch=1)], refund=True)
+        third = await fetch(session, Settlement(retries=[Redelivery(0, failures=1, epoch=1)], epoch=1))
+
+    assert second is not None
+    assert (list(second.items), second.deliveries, second.maybe_done) == ([1, 2, 3], 1, [True, False, True])
+    assert third is not None
+    assert (list(third.items), third.failures, third.maybe_done) == ([1, 3], 1, True)
+
+
 async def test_retries_come_when_they_are_due_with_their_failures() -> None:
     source = ScriptedSource([1])
 

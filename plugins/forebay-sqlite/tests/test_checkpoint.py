@@ -6,9 +6,18 @@ from pathlib import Path
 import anyio
 import pytest
 
+import forebay
 from forebay import HandlerContractError
 from forebay._handler import BatchContext, BatchPart, set_context
-from forebay_sqlite import OffsetSet, SqliteSink, open_sqlite_checkpoint, open_sqlite_sink
+from forebay.abc import DeadLetterFilter
+from forebay_sqlite import (
+    OffsetSet,
+    SqliteSink,
+    open_checkpointed,
+    open_sqlite_checkpoint,
+    open_sqlite_dead_letters,
+    open_sqlite_sink,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -135,6 +144,56 @@ async def test_a_checkpoint_belongs_to_one_source(tmp_path: Path) -> None:
         in_batch((0, [1]), source="right")
         with pytest.raises(HandlerContractError, match="rows come from the sources 'left' and 'right'"):
             await sink.write([(1, "b")])
+
+
+async def test_rows_that_may_share_an_offset_are_refused_even_if_these_do_not(tmp_path: Path) -> None:
+    async with open_sqlite_sink(path=tmp_path / "c.db", table="t", columns=COLUMNS, checkpoint="a") as sink:
+        set_context(lambda: BatchContext("store", 1, False, (BatchPart("rows", 0, 1, [0, 1], children=True),)))
+        with pytest.raises(HandlerContractError, match=r"several rows may come from one item of source 'rows'"):
+            await sink.write([(0, "a"), (1, "b")])
+
+        assert await ids(sink) == []
+
+
+async def test_behind_flat_map_a_run_ends_with_nothing_written_dead_lettered_or_done(tmp_path: Path) -> None:
+    path = tmp_path / "c.db"
+    async with (
+        open_sqlite_sink(path=path, table="t", columns=COLUMNS, checkpoint="a") as sink,
+        open_sqlite_dead_letters(path=path) as letters,
+        open_checkpointed(lambda start: range(start, 10), path=path, name="a") as rows,
+    ):
+        recipe = forebay.pipeline(rows, dead_letters=letters).flat_map(lambda number: [(number, "x"), (number, "y")])
+        with pytest.raises(HandlerContractError, match=r"open the sink without checkpoint="):
+            await recipe.map_batches(sink.write, max_size=3).run()
+
+        assert await ids(sink) == []
+        assert not await letters.find(DeadLetterFilter(), limit=1)
+        assert not await rows.checkpoint.load()
+
+
+async def test_in_branches_a_sink_needs_a_checkpoint_that_is_not_the_sources(tmp_path: Path) -> None:
+    path = tmp_path / "c.db"
+
+    async def run(checkpoint: str) -> list[int]:
+        async with (
+            open_sqlite_sink(path=path, table="t", columns=COLUMNS, checkpoint=checkpoint) as sink,
+            open_checkpointed(lambda start: range(start, 10), path=path, name="rows") as rows,
+        ):
+            seen: list[int] = []
+            await (
+                forebay.pipeline(rows)
+                .branch(
+                    lambda branch: branch.map(lambda number: (number, "x")).map_batches(sink.write, max_size=3),
+                    lambda branch: branch.map(seen.append),
+                )
+                .run()
+            )
+            assert seen == list(range(10))
+            return await ids(sink)
+
+    with pytest.raises(HandlerContractError, match=r"checkpoint 'rows' is that of the source.*; give the sink a"):
+        await run("rows")
+    assert await run("table") == list(range(10))
 
 
 async def test_outside_a_handler_there_are_no_offsets(tmp_path: Path) -> None:

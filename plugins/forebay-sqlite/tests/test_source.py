@@ -63,6 +63,36 @@ def change(path: Path, sql: str) -> None:
     connection.close()
 
 
+async def test_what_goes_back_maybe_done_says_so_to_whoever_gets_it(tmp_path: Path) -> None:
+    await put(tmp_path / "q.db", range(4))
+
+    async with opened(tmp_path / "q.db") as session:
+        chunk = await take(session)
+        cut_off = Deliveries(chunk.offsets[:2], epoch=chunk.epoch, maybe_done=True)
+        untouched = Deliveries(chunk.offsets[2:], epoch=chunk.epoch)
+        await session.give_back([cut_off, untouched], refund=True)
+    async with opened(tmp_path / "q.db") as session:
+        again = await take(session)
+
+    assert (again.items, again.deliveries, again.maybe_done) == ([0, 1, 2, 3], 1, [True, True, False, False])
+
+
+async def test_an_item_stays_maybe_done_whatever_becomes_of_later_attempts(tmp_path: Path) -> None:
+    await put(tmp_path / "q.db", range(2))
+
+    async with opened(tmp_path / "q.db") as session:
+        chunk = await take(session)
+        await session.give_back([Deliveries(chunk.offsets, epoch=chunk.epoch, maybe_done=True)], refund=True)
+        chunk = await take(session)
+        first, second = (Redelivery(offset, 1, epoch=chunk.epoch) for offset in chunk.offsets)
+        await session.renew([second])
+        settlement = Settlement(epoch=chunk.epoch, retries=[first])
+        await session.give_back([Deliveries([second.offset], epoch=chunk.epoch)], refund=True)
+        again = await take(session, 100, settlement)
+
+    assert (again.failures, again.maybe_done) == (1, True)
+
+
 async def test_settling_and_taking_are_one_transaction(tmp_path: Path) -> None:
     await put(tmp_path / "q.db", range(6))
 

@@ -102,20 +102,20 @@ class Buffer(Generic[P]):
     def __init__(
         self, max_items: int, *, max_bytes: int | None = None, weigh: Callable[[Any], int] | None = None
     ) -> None:
-        self.max_items = max_items
-        self.max_bytes = max_bytes
-        self.weigh = weigh
+        self.max_items: int = max_items
+        self.max_bytes: int | None = max_bytes
+        self.weigh: Callable[[Any], int] | None = weigh
         self.parts: deque[P] = deque()
         self.weights: deque[int] = deque()  # beside `parts`; stays empty where nothing is weighed
-        self.held = 0
-        self.held_bytes = 0
-        self.peak = 0
-        self.peak_bytes = 0
-        self.total = 0
-        self.taken = 0
-        self.senders = 1
-        self.receivers = 1
-        self.closed = False  # no more parts will come
+        self.held: int = 0
+        self.held_bytes: int = 0
+        self.peak: int = 0
+        self.peak_bytes: int = 0
+        self.total: int = 0
+        self.taken: int = 0
+        self.senders: int = 1
+        self.receivers: int = 1
+        self.closed: bool = False  # no more parts will come
         self._takers: deque[anyio.Event] = deque()
         self._putters: deque[_Putter] = deque()
         self._watchers: deque[tuple[Callable[[], object], int]] = deque()
@@ -366,8 +366,8 @@ class SendChannel(Generic[T]):
     __slots__ = ("_buffer", "_closed")
 
     def __init__(self, buffer: Buffer[Part[T]]) -> None:
-        self._buffer = buffer
-        self._closed = False
+        self._buffer: Buffer[Part[T]] = buffer
+        self._closed: bool = False
 
     async def send(self, items: Sequence[T], /) -> None:
         """Send *items* as one list, waiting until all of them fit.
@@ -446,8 +446,8 @@ class ReceiveChannel(Generic[T]):
     __slots__ = ("_buffer", "_closed")
 
     def __init__(self, buffer: Buffer[Part[T]]) -> None:
-        self._buffer = buffer
-        self._closed = False
+        self._buffer: Buffer[Part[T]] = buffer
+        self._closed: bool = False
 
     async def receive(self, *, max_items: int | None = None, max_bytes: int | None = None) -> list[T]:
         """Wait for items and return them in the order they were sent.

@@ -48,6 +48,9 @@ class BatchFailed(ForebayError):  # raised by handlers to report, not by forebay
         if not failures:
             raise ValueError("failures must name at least one item, not {}; return None when all went well")
         self.failures: dict[int, BaseException] = dict(failures)
+        for index, error in self.failures.items():
+            if not isinstance(error, BaseException):  # pyright: ignore[reportUnnecessaryIsInstance]  # who has no checker
+                raise TypeError(f"failures[{index!r}] must be an exception, not {error!r:.100}")
         super().__init__(f"{len(self.failures)} items failed: {sorted(self.failures)[:10]}")
 
     def __reduce__(self) -> tuple[type[BatchFailed], tuple[dict[int, BaseException]]]:
@@ -89,9 +92,6 @@ class EngineError(ForebayError):
         super().__init__(message)
         self.category = category
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return (type(self), self.args, {"category": self.category})
-
 
 class WorkerDiedError(ForebayError):
     """A worker process ended before the function that it ran.
@@ -102,9 +102,6 @@ class WorkerDiedError(ForebayError):
     def __init__(self, message: str, /, *, category: str = "poison") -> None:
         super().__init__(message)
         self.category = category
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (type(self), self.args, {"category": self.category})
 
 
 class PluginError(ForebayError):

@@ -153,6 +153,11 @@ class PipelineExit:
         hold = self.office.ledger.hold(position)
         return f"offset {hold.offset(position)} of source {hold.feed.name!r}"
 
+    def is_ours(self, piece: Piece) -> bool:
+        """Return whether all items of *piece* are in hand: another member may have taken some over."""
+        ledger = self.office.ledger
+        return not ledger.lost_holds or not any(position in ledger.lost_holds for position in piece.listed())
+
     def failures_before(self, piece: Piece, index: int) -> int:
         """Return how often the item failed before this run had it."""
         position = piece.position(index)

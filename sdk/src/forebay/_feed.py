@@ -357,7 +357,7 @@ class SessionFeed:
         try:
             self._fetched = await self._bounded(
                 lambda: self.session.exchange(statement, max_items=room, max_bytes=self._room_bytes()),
-                "take what was settled",
+                "take what was settled and hand out more",
             )
         except Exception as error:
             await self._trouble(error)
@@ -447,7 +447,9 @@ class SessionFeed:
         """Make one call that changes who owns items: not cut off by cancellation, but by a deadline."""
         with anyio.move_on_after(CALL_SECONDS, shield=True):
             return await call()
-        raise SettlementError(f"source {self.account.name!r} did not {purpose} within {CALL_SECONDS:g} s")
+        raise SettlementError(
+            f"source {self.account.name!r} did not answer within {CALL_SECONDS:g} s; asked to {purpose}"
+        )
 
     async def _wait(self, room: int) -> None:
         """Wait until something is to be done."""

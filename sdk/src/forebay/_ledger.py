@@ -225,6 +225,11 @@ class FeedLedger:
         if isinstance(redelivery.offset, int):
             self._away.setdefault(redelivery.partition, set()).add(redelivery.offset)
 
+    def keep_mark(self, partition: int, offset: Offset) -> None:
+        """Let the mark not pass *offset* until it comes again: another member has it, and it may not be final."""
+        if isinstance(offset, int):
+            self._away.setdefault(partition, set()).add(offset)
+
     def _account(self, partition: int, epoch: int) -> _Account:
         key = (partition, epoch)
         account = self._accounts.get(key)

@@ -420,6 +420,10 @@ class _PushExit:
             batch_id=str(batch.id),
         )
 
+    def is_ours(self, piece: Piece) -> bool:
+        """Return `True`: what was submitted stays here."""
+        return True
+
     def failures_before(self, piece: Piece, index: int) -> int:
         """Return 0: what is submitted is new."""
         return 0

@@ -318,6 +318,10 @@ class Run:
     async def _add_stage(
         self, route: Route, spec: StageSpec, nodes: Sequence[Node], keyed: bool, stack: AsyncExitStack
     ) -> Stage:
+        if spec.in_order and not keyed:
+            raise ValueError(
+                f"stage {spec.name!r}: in_order=True has no meaning without key_by() before it; leave it out"
+            )
         index = len(self._stages)
         metrics = StageMetrics()
         self._reports.append((spec.name, metrics))
@@ -397,6 +401,7 @@ class Run:
                         position = hold.base + index
                         if offset in wanted and chunk.epoch == deliveries.epoch and self.ledger.is_open(position):
                             self.ledger.lost_holds[position] = hold
+                            account.keep_mark(chunk.partition, offset)
                             self.ledger.settle(position, position + 1, 0, "lost")
 
     def _info(self) -> RunInfo:

@@ -33,7 +33,7 @@ _batch_ids = itertools.count(1)
 class Batch:
     """Items that go to the handler in one call."""
 
-    __slots__ = ("error", "failures", "id", "items", "maybe_done", "pieces", "since", "slot")
+    __slots__ = ("error", "failures", "id", "is_part", "items", "maybe_done", "pieces", "since", "slot")
 
     def __init__(self, pieces: list[Piece]) -> None:
         first = pieces[0]
@@ -42,9 +42,14 @@ class Batch:
         self.since = first.since
         self.failures = 0  # failed attempts of the batch as a whole
         self.maybe_done = False
+        self.is_part = False  # of a batch that was taken apart and frees its keys when all parts have run
         self.error: Exception | None = None  # what failed the last call as a whole
         self.id = next(_batch_ids)
         self.slot: list[Batch] | None = None  # where the worker that runs it says what it runs
+
+    def keys(self) -> set[str]:
+        """Return the ordering keys of the items."""
+        return {key for piece in self.pieces for key in piece.keys or ()}
 
     def places(self) -> Iterable[tuple[Piece, int]]:
         """Yield the piece and the index in it of every item, in order."""
@@ -87,6 +92,10 @@ class Exit(Protocol):
 
     async def set_aside(self, dead: Sequence[Dead], batch: Batch) -> None:
         """Take items that failed for good; raises where that ends the run."""
+        ...
+
+    def is_ours(self, piece: Piece) -> bool:
+        """Return whether all items of *piece* still wait for an outcome from here."""
         ...
 
     def failures_before(self, piece: Piece, index: int) -> int:
@@ -197,8 +206,10 @@ class Stage:
 
     def _next_batch(self) -> Batch | None:
         """Return what a free worker does next: as much as has gathered, up to the limits."""
-        if self._again:
-            return self._again.popleft()
+        while self._again:
+            batch = self._still_ours(self._again.popleft())
+            if batch.items:
+                return batch
         if len(self._due) >= self.max_waiting:
             return None  # enough waits for another attempt; what is due wakes a worker
         if self.lanes is not None:
@@ -208,9 +219,19 @@ class Stage:
             pieces = self._without_loners(pieces)
         return Batch(pieces) if pieces else None
 
+    def _still_ours(self, batch: Batch) -> Batch:
+        """Take those items out of *batch* that another member has taken over while they waited."""
+        if all(self.exit.is_ours(piece) for piece in batch.pieces):
+            return batch
+        singles = self.exit.scatter(batch)
+        self._release(batch)
+        batch.pieces = [single for single in singles if self.exit.is_ours(single)]
+        batch.items = [item for single in batch.pieces for item in single.items]
+        return batch
+
     def _without_loners(self, pieces: list[Piece]) -> list[Piece]:
         """Put what has to run alone into batches of its own."""
-        loners = [piece for piece in pieces if piece.record is not None and piece.record.alone]
+        loners = [piece for piece in pieces if _is_alone(piece)]
         self._again.extend(Batch([piece]) for piece in loners)
         return [piece for piece in pieces if piece not in loners] or self._again.pop().pieces if loners else pieces
 
@@ -228,7 +249,7 @@ class Stage:
         limit = self._size_now() if self.per_item else self.max_size
         pieces = lanes.take_ready(limit, owned, self._fitting)
         room = limit - sum(len(piece.items) for piece in pieces)
-        if pieces and pieces[-1].record is not None and pieces[-1].record.alone:
+        if pieces and _is_alone(pieces[-1]):
             room = 0
         while room > 0 and lanes.waiting <= lanes.max_waiting:
             taken = self._take_beside(pieces, room)
@@ -239,11 +260,11 @@ class Stage:
                 chosen = lanes.choose(piece, owned)
                 if chosen is None:
                     continue
-                if chosen.record is not None and chosen.record.alone and pieces:
+                if pieces and (_is_alone(chosen) or _is_alone(pieces[-1])):
                     self._again.append(Batch([chosen]))
                 else:
                     pieces.append(chosen)
-                    room -= len(chosen.items)
+                    room = 0 if _is_alone(chosen) else room - len(chosen.items)
         return Batch(pieces) if pieces else None
 
     def _take_beside(self, pieces: Sequence[Piece], room: int) -> list[Piece]:
@@ -313,7 +334,7 @@ class Stage:
             self._outages = 0
             self.metrics.done += count
             self.exit.finish(batch.pieces, ended)
-            self._release(batch.pieces)
+            self._release(batch)
         elif OUTCOMES.isdisjoint(map(type, outcomes)):
             self._outages = 0
             self.metrics.done += count
@@ -401,18 +422,15 @@ class Stage:
             self.exit.finish(_matched(batch.pieces, results) if self.hands_out else batch.pieces, now)
         else:
             await self.exit.forward(_matched(batch.pieces, results))
-        self._release(batch.pieces)
+        self._release(batch)
 
-    def _release(self, pieces: Iterable[Piece]) -> None:
-        """Let the next items of these keys run."""
-        lanes = self.lanes
-        if lanes is None:
-            return
-        woken = False
-        for piece in pieces:
-            if piece.keys is not None and lanes.release(dict.fromkeys(piece.keys)):
-                woken = True
-        if woken or lanes.waiting <= lanes.max_waiting:
+    def _release(self, batch: Batch) -> None:
+        """Let the next items of the batch's keys run."""
+        if self.lanes is not None and not batch.is_part:
+            self._release_keys(self.lanes, batch.keys())
+
+    def _release_keys(self, lanes: Lanes, keys: set[str]) -> None:
+        if lanes.release(keys) or lanes.waiting <= lanes.max_waiting:
             self.inbox.wake_one()
 
     # --- Outcomes other than success ------------------------------------------------------------
@@ -425,15 +443,17 @@ class Stage:
         good: list[Piece] = []
         good_results: list[Piece] = []
         dead: list[Dead] = []
+        held: set[str] = set()  # keys with an item that waits for another attempt
         for single, outcome in zip(singles, outcomes, strict=True):
+            if type(outcome) in OUTCOMES and not self.exit.is_ours(single):
+                continue  # another member has it; what becomes of it is told there
             if isinstance(outcome, Failed):
-                self._failed(single, batch, outcome.error, dead)
+                self._failed(single, batch, outcome.error, dead, held)
             elif isinstance(outcome, Again):
-                self._again_after(single, batch, outcome, dead)
+                self._again_after(single, batch, outcome, dead, held)
             elif isinstance(outcome, Dropped):
                 self.metrics.dropped += 1
                 self.exit.drop(single, outcome.reason)
-                self._release([single])
             else:
                 good.append(single)
                 good_results.append(single.like([outcome]))
@@ -443,8 +463,19 @@ class Stage:
                 self.exit.finish(good_results if self.hands_out else good, now)
             else:
                 await self.exit.forward(good_results)
-            self._release(good)
-        await self._bury(dead, batch)
+        await self._bury(dead, batch, held)
+
+    async def _bury(self, dead: list[Dead], batch: Batch, held: set[str]) -> None:
+        """Set *dead* aside; let the keys of *batch* go on, those of the dead when they are buried."""
+        lanes = None if batch.is_part else self.lanes
+        buried = {key for one in dead for key in one.piece.keys or ()} - held
+        if lanes is not None:
+            self._release_keys(lanes, batch.keys() - held - buried)
+        if dead:
+            await self.exit.set_aside(dead, batch)
+            self.metrics.dead += len(dead)
+            if lanes is not None:
+                self._release_keys(lanes, buried)
 
     def _reached(
         self, lanes: Lanes, singles: Sequence[Piece], outcomes: Sequence[object]
@@ -464,38 +495,32 @@ class Stage:
         lanes.put_back(back)
         return [single for single, _ in kept], [outcome for _, outcome in kept]
 
-    async def _bury(self, dead: list[Dead], batch: Batch) -> None:
-        if dead:
-            await self.exit.set_aside(dead, batch)
-            self.metrics.dead += len(dead)
-            self._release([one.piece for one in dead])
-
-    def _failed(self, single: Piece, batch: Batch, error: BaseException, dead: list[Dead]) -> None:
+    def _failed(self, single: Piece, batch: Batch, error: BaseException, dead: list[Dead], held: set[str]) -> None:
         """Decide about one item that failed: another attempt, or out."""
         record = self.record(single, batch)
         category = self.ask(Failure(error, self.name, self.source, record.failures + 1))
         self.metrics.failed += 1
         if category is Category.DEPENDENCY:
             self._pause(error)
-            self._later(single, record, self._paused_until - anyio.current_time(), error)
+            self._later(single, record, self._paused_until - anyio.current_time(), error, held)
             return
         record.failures += 1
         record.maybe_done = record.maybe_done or isinstance(error, TimeLimitError)
         if self.retry is not None and self.retry.allows(record.failures, category):
             record.delay = self.retry.delay(record.failures, error, record.delay, self.rng)
             self.metrics.retried += 1
-            self._later(single, record, record.delay, error)
+            self._later(single, record, record.delay, error, held)
         else:
             dead.append(Dead(single, error, category, record.failures))
 
-    def _again_after(self, single: Piece, batch: Batch, outcome: Again, dead: list[Dead]) -> None:
+    def _again_after(self, single: Piece, batch: Batch, outcome: Again, dead: list[Dead], held: set[str]) -> None:
         record = self.record(single, batch)
         record.failures += 1
         self.metrics.failed += 1
         if self.retry is not None and record.failures < self.retry.max_attempts:
             self.metrics.retried += 1
             error = RetryExhaustedError(f"{self.name}() asked for another attempt")
-            self._later(single, record, outcome.after, error)
+            self._later(single, record, outcome.after, error, held)
         else:
             reason = "no retry= was given" if self.retry is None else f"{self.retry.max_attempts} attempts were made"
             exhausted = RetryExhaustedError(f"{self.name}() asked for another attempt of an item, but {reason}")
@@ -509,8 +534,9 @@ class Stage:
             record = single.record = Record(failures=failures, maybe_done=batch.maybe_done)
         return record
 
-    def _later(self, single: Piece, record: Record, delay: float, error: BaseException) -> None:
+    def _later(self, single: Piece, record: Record, delay: float, error: BaseException, held: set[str]) -> None:
         """Run one item again after *delay* seconds, here or wherever its source hands it out next."""
+        held.update(single.keys or ())
         offset = self.exit.send_back(single, record, delay, error)
         if offset is not None:
             if self.lanes is not None:
@@ -560,9 +586,11 @@ class Stage:
         singles: Sequence[Piece] = self.exit.scatter(batch)
         if self.lanes is not None and self.lanes.in_order:
             singles, _ = self._reached(self.lanes, singles, [Failed(error)] * len(singles))
+        held: set[str] = set()
         for single in singles:
-            self._failed(single, batch, error, dead)
-        await self._bury(dead, batch)
+            if self.exit.is_ours(single):
+                self._failed(single, batch, error, dead, held)
+        await self._bury(dead, batch, held)
 
     def _failures_of(self, piece: Piece, index: int) -> int:
         return piece.record.failures if piece.record is not None else self.exit.failures_before(piece, index)
@@ -572,14 +600,18 @@ class Stage:
         parts = [Batch(pieces) for pieces in groups]
         for part in parts:
             part.failures, part.maybe_done, part.since, part.slot = batch.failures, True, batch.since, batch.slot
+            part.is_part = True
             self.running[part] = None
         for part in parts:
-            if self.lanes is not None and self.lanes.in_order:
+            if self.lanes is not None:
                 self._hold_back(self.lanes, part)
             if part.items:
                 await self.process(part)
             else:
                 del self.running[part]
+        if self.lanes is not None and not batch.is_part:
+            keys = {key for pieces in groups for piece in pieces for key in piece.keys or ()}
+            self._release_keys(self.lanes, {key for key in keys if not self.lanes.holds_back(key)})
 
     def _hold_back(self, lanes: Lanes, part: Batch) -> None:
         """Take those items out of *part* whose key has an earlier one that waits for another attempt."""
@@ -666,7 +698,7 @@ class Stage:
             offset = self.exit.give_up(single, self.record(single, batch), delay)
             if self.lanes is not None and offset is not None:
                 self.lanes.depart(single.keys or (), offset, due)
-        self._release(batch.pieces)
+        self._release(batch)
         self.inbox.wake_one()
 
     def _describe(self, batch: Batch) -> BatchContext:
@@ -674,6 +706,10 @@ class Stage:
         attempt = max([batch.failures, *(record.failures for record in records)]) + 1
         maybe_done = batch.maybe_done or any(record.maybe_done for record in records) or self.exit.maybe_done(batch)
         return BatchContext(self.name, attempt, maybe_done, self.exit.parts(batch))
+
+
+def _is_alone(piece: Piece) -> bool:
+    return piece.record is not None and piece.record.alone
 
 
 def _matched(pieces: Sequence[Piece], results: Sequence[object]) -> list[Piece]:

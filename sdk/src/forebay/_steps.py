@@ -237,6 +237,7 @@ def _cut(piece: Piece, done: int) -> tuple[Piece, Piece]:
         bad.since = piece.since
         piece.items, piece.positions, piece.start = [], None if piece.positions is None else [], piece.stop
         piece.keys = None if piece.keys is None else []
+        piece.holes = None  # they are counted with the one that failed
         return head, bad
     return head, piece.split(1)
 

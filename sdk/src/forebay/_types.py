@@ -6,7 +6,7 @@ import enum
 from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from attrs import field, frozen
+from attrs import Attribute, field, frozen
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -32,18 +32,28 @@ class Category(enum.StrEnum):
 # --- What a handler may put in an item's place -------------------------------------------------
 
 
+def _check_error(_: Failed, __: Attribute[BaseException], value: object) -> None:
+    if not isinstance(value, BaseException):
+        raise TypeError(f"Failed() needs an exception, not {value!r:.100}; write Failed(ValueError(...))")
+
+
+def _check_after(_: Again, __: Attribute[float], value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+        raise ValueError(f"after must be a number of seconds, 0 or more, not {value!r:.100}")
+
+
 @frozen
 class Failed:
     """This item failed with *error*; the others in the batch are not touched by it."""
 
-    error: BaseException
+    error: BaseException = field(validator=_check_error)
 
 
 @frozen
 class Again:
     """Run this item again, *after* seconds from now at the earliest."""
 
-    after: float = 0.0
+    after: float = field(default=0.0, validator=_check_after)
 
 
 @frozen

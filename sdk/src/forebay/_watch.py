@@ -40,7 +40,8 @@ class LoopWatch:
         self.streak += 1
         if not self._told and (self.streak >= _TIMES or seconds > _AT_ONCE_SECONDS):
             self._told = True
-            text = f"{self.what} held the event loop for {seconds * 1000:.0f} ms over {items} items; {self.advice}"
+            over = "1 item" if items == 1 else f"{items} items"
+            text = f"{self.what} held the event loop for {seconds * 1000:.0f} ms over {over}; {self.advice}"
             try:
                 warnings.warn(text, BlockedLoopWarning, stacklevel=2)
             except BlockedLoopWarning:

@@ -62,7 +62,8 @@ class _Pool(Generic[T]):
     def note(self, failure: Redelivery, offset: int) -> _Counts:
         """Write *failure* down and return the counts that it leads to."""
         known = self.counts(offset)
-        self._counts[offset] = evolve(known, failures=failure.failures, maybe_done=failure.maybe_done)
+        maybe_done = known.maybe_done or failure.maybe_done
+        self._counts[offset] = evolve(known, failures=failure.failures, maybe_done=maybe_done)
         return self._counts[offset]
 
     def forget(self, offsets: Sequence[int]) -> None:
@@ -147,6 +148,8 @@ class _Session(Generic[T]):
     ) -> Chunk[T] | None:
         """Add what is settled to the checkpoint and read on; `None` once every row is settled, in all sessions."""
         lost = await self._settle(settled)
+        if not max_items:  # only settles: a reader that has failed must not stand in the way
+            return None if self._pool.at_end and not lost else Chunk((), (), epoch=self._epoch, lost=lost)
         await self._pool.read_ahead(max_items)
         chunk = self._pool.take(max_items, max_bytes, self._epoch)
         self._held.update(zip(self._numbers(chunk.offsets), chunk.items, strict=True))
@@ -168,7 +171,11 @@ class _Session(Generic[T]):
         for given in deliveries:
             for offset in self._mine(given.offsets) if given.epoch == self._epoch else ():
                 counts = self._pool.counts(offset)
-                counts = evolve(counts, deliveries=counts.deliveries - int(refund))
+                counts = evolve(
+                    counts,
+                    deliveries=counts.deliveries - int(refund),
+                    maybe_done=counts.maybe_done or given.maybe_done,
+                )
                 self._pool.put_back(offset, self._held.pop(offset), counts, -inf)
         self._pool.tell()
 
@@ -231,6 +238,11 @@ class CheckpointedSource(Generic[T]):
     _in_thread: bool
     _pool: _Pool[T] | None = field(default=None, init=False)
     _epoch: int = field(default=0, init=False)
+
+    @property
+    def name(self) -> str:
+        """Name of the checkpoint, which is what reports and dead letters call the source."""
+        return self.checkpoint.name
 
     @asynccontextmanager
     async def open(self, member: Member, /) -> AsyncGenerator[Session[T]]:

@@ -46,10 +46,10 @@ class SqliteSink:
         A row that the table refuses (a constraint, a value that SQLite cannot hold, a column that is not there)
         is `Failed` with a permanent `EngineError`, and the others are written.
 
-        With a checkpoint, call it in the handler of a stage that gets one row from each item of the source, all rows of
+        With a checkpoint, call it in the last stage, which gets one row from each item of the source, all rows of
         the batch in one call and in order. Rows whose offsets are in the checkpoint are left out: an earlier run
-        has written them. So never behind `flat_map`: of the rows of one item only those of the first batch would
-        be written.
+        has written them. Behind `flat_map` the first batch is refused: the rows of one item may land in several
+        batches, and only those of the first would be written.
 
         Raises:
             EngineError: nothing was written: the file is locked, full, damaged, or the deadline was reached.
@@ -115,6 +115,13 @@ class SqliteSink:
         place = 0
         for part in current_batch().parts:
             self._check_source(part.source)
+            if part.children:
+                raise self._refusal(f"several rows may come from one item of source {part.source!r} (flat_map)")
+            if part.branches and part.source == self.checkpoint:
+                raise HandlerContractError(
+                    f"checkpoint {self.checkpoint!r} is that of the source, and its items go down other branches too: "
+                    "after a crash those would miss what is written here; give the sink a checkpoint of its own"
+                )
             mine = places.setdefault(part.partition, {})
             for offset in part.offsets:
                 if not isinstance(offset, int):

@@ -54,11 +54,12 @@ _GIVE_BACK: Final = """
     WHERE offset BETWEEN ? AND ? AND queue = ? AND epoch = ?
 """
 _RETRY: Final = """
-    UPDATE forebay_queue NOT INDEXED SET failures = ?, maybe_done = ?, error = ?, ready_at = ?, epoch = NULL
+    UPDATE forebay_queue NOT INDEXED
+    SET failures = ?, maybe_done = maybe_done OR ?, error = ?, ready_at = ?, epoch = NULL
     WHERE offset = ? AND queue = ? AND epoch = ?
 """
 _FAILURE: Final = """
-    UPDATE forebay_queue NOT INDEXED SET failures = ?, maybe_done = ?, error = ?
+    UPDATE forebay_queue NOT INDEXED SET failures = ?, maybe_done = maybe_done OR ?, error = ?
     WHERE offset = ? AND queue = ? AND epoch = ?
 """
 _RENEW: Final = """
@@ -150,8 +151,9 @@ class _Session:
         await self._database.write(
             f"giving back to queue {self._queue!r}", lambda c: self._give_back(c, deliveries, refund)
         )
-        for one in self._mine(deliveries):
-            self._held.discard(one)
+        for given in deliveries:
+            for one in self._mine(given):
+                self._held.discard(one)
         wake(self._database, self._queue)
 
     async def renew(self, failures: Sequence[Redelivery], /) -> Sequence[Deliveries]:
@@ -275,7 +277,8 @@ class _Session:
 
     def _give_back(self, connection: sqlite3.Connection, deliveries: Sequence[Deliveries], refund: bool) -> None:
         self._free(connection, runs(self._undelivered), refund=True, maybe_done=False)
-        self._free(connection, self._mine(deliveries), refund=refund, maybe_done=False)
+        for given in deliveries:
+            self._free(connection, self._mine(given), refund=refund, maybe_done=given.maybe_done)
 
     def _leave(self, connection: sqlite3.Connection) -> None:
         self._free(connection, runs(self._undelivered), refund=True, maybe_done=False)
@@ -289,8 +292,8 @@ class _Session:
             mine = (one.start, one.stop - 1, self._queue, self._epoch)
             connection.execute(_GIVE_BACK, (int(refund), int(maybe_done), *mine))
 
-    def _mine(self, deliveries: Sequence[Deliveries]) -> list[range]:
-        return [one for given in deliveries if given.epoch == self._epoch for one in runs(_counted(given.offsets))]
+    def _mine(self, given: Deliveries) -> list[range]:
+        return runs(_counted(given.offsets)) if given.epoch == self._epoch else []
 
     def _may_find(self, connection: sqlite3.Connection) -> bool:
         if self._until_empty and not _truth(connection, _ANYTHING, self._queue):

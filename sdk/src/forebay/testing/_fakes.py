@@ -58,7 +58,7 @@ class FakeSink(Generic[T]):
         """Items that are done, in the order in which their calls ended."""
         self.cut: list[list[T]] = []
         """The items of every call that was cut off."""
-        self.max_concurrency = 0
+        self.max_concurrency: int = 0
         """The most calls that ran at the same time."""
         self._latency = latency
         self._calls = dict(calls or {})
@@ -139,7 +139,7 @@ class FakeDeadLetterStore:
     """
 
     def __init__(self, *, errors: Errors | None = None, max_items: int = 100_000) -> None:
-        self.memory = MemoryDeadLetterStore(max_items=max_items)
+        self.memory: MemoryDeadLetterStore = MemoryDeadLetterStore(max_items=max_items)
         """The store behind, to look into without failures."""
         self._script = _Script.of(errors, type(self))
 
@@ -176,7 +176,7 @@ class FakeStateStore:
     """
 
     def __init__(self, *, errors: Errors | None = None) -> None:
-        self.memory = MemoryStateStore()
+        self.memory: MemoryStateStore = MemoryStateStore()
         """The store behind, to look into without failures."""
         self._script = _Script.of(errors, type(self))
 

@@ -105,7 +105,7 @@ class ScriptedSource(Generic[T]):
         """The failures that came with each renewal."""
         self.violations: list[str] = []
         """What was done against the contract of `forebay.abc.Session`."""
-        self.max_in_hand = 0
+        self.max_in_hand: int = 0
         """The most items that were in hand at a time."""
         self._script: deque[_Entry[T] | Empty | Pause | Raise] = deque()
         self._entries: list[_Entry[T]] = []

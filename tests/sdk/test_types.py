@@ -1,0 +1,121 @@
+import inspect
+from typing import Any
+
+import attrs
+import pytest
+
+from forebay import _types
+from forebay._types import (
+    CallOutcome,
+    Category,
+    Chunk,
+    DeadLetter,
+    DeadLetterFilter,
+    DeadLetterId,
+    DeadLetterState,
+    Dropped,
+    Failed,
+    Limits,
+    Settlement,
+)
+
+LETTER = DeadLetter(
+    DeadLetterId("billing", "orders", 3, "17"),
+    payload=b"{}",
+    content_type="application/json",
+    category=Category.PERMANENT,
+    fingerprint="fp1:abc",
+    stage="store",
+    error_type="builtins.ValueError",
+    message="amount is negative",
+    last_seen=100.0,
+)
+
+RECORDS = [thing for _, thing in inspect.getmembers(_types, attrs.has) if thing.__module__ == _types.__name__]
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.__name__)
+def test_every_record_is_frozen(record: type[Any]) -> None:
+    # An instance without its fields will do: setting is refused before anything is looked at.
+    instance: object = object.__new__(record)
+
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        setattr(instance, attrs.fields(record)[0].name, 1)
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {},
+        {"pipeline": "billing"},
+        {"source": "orders"},
+        {"stage": "store"},
+        {"category": Category.PERMANENT},
+        {"fingerprint": "fp1:abc"},
+        {"state": DeadLetterState.DEAD},
+        {"since": 100.0},
+        {"until": 100.1},
+        {"text": "negative"},
+        {"pipeline": "billing", "stage": "store", "text": "amount", "since": 1.0, "until": 101.0},
+    ],
+)
+def test_a_filter_matches_a_letter_that_has_all_it_asks_for(wanted: dict[str, Any]) -> None:
+    assert DeadLetterFilter(**wanted).matches(LETTER)
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"pipeline": "orders"},
+        {"source": "billing"},
+        {"stage": "parse"},
+        {"category": Category.POISON},
+        {"fingerprint": "fp1:abd"},
+        {"state": DeadLetterState.RESOLVED},
+        {"since": 100.1},
+        {"until": 100.0},
+        {"text": "Negative"},
+        {"pipeline": "billing", "stage": "parse"},
+    ],
+)
+def test_a_filter_leaves_out_a_letter_that_lacks_one_thing(wanted: dict[str, Any]) -> None:
+    assert not DeadLetterFilter(**wanted).matches(LETTER)
+
+
+def test_identities_of_dead_letters_sort_by_where_the_item_came_from() -> None:
+    ids = [
+        DeadLetterId("b", "s", 0, "1"),
+        DeadLetterId("a", "s", 2, "1"),
+        DeadLetterId("a", "s", 1, "2", generation=1),
+        DeadLetterId("a", "s", 1, "2"),
+    ]
+
+    assert sorted(ids) == ids[::-1]
+    assert len({*ids, DeadLetterId("b", "s", 0, "1")}) == 4
+
+
+def test_a_category_and_a_state_are_their_names() -> None:
+    assert Category("transient") is Category.TRANSIENT
+    assert f"{Category.POISON} {DeadLetterState.REPLAYING} {CallOutcome.CANCELLED}" == "poison replaying cancelled"
+
+
+def test_records_of_two_letters_share_no_headers() -> None:
+    other = attrs.evolve(LETTER, headers={"trace": "1"})
+
+    assert (LETTER.headers, other.headers) == ({}, {"trace": "1"})
+
+
+def test_a_plain_chunk_is_new_and_certain() -> None:
+    chunk = Chunk(["a"], range(1))
+
+    assert (chunk.partition, chunk.epoch, chunk.deliveries, chunk.failures, chunk.maybe_done) == (0, 0, 1, 0, False)
+    assert (chunk.keys, chunk.headers, chunk.sizes, chunk.lost) == (None, None, None, ())
+
+
+def test_records_are_equal_by_value() -> None:
+    error = ValueError("x")
+
+    assert Failed(error) == Failed(error)
+    assert Dropped("late") == Dropped("late") != Dropped("early")
+    assert Settlement(range(3)) == Settlement(range(3))
+    assert hash(Limits(1, 2, 0.5)) == hash(Limits(1, 2, 0.5))
