@@ -314,20 +314,6 @@ def test_items_that_were_not_reached_go_in_front_of_their_lane_in_order() -> Non
     assert (second.items, second.record) == (["b1"], record)
 
 
-def test_a_key_is_held_back_while_an_item_of_it_waits_for_another_attempt() -> None:
-    lanes = Lanes(in_order=True)
-    lanes.choose(keyed("a0 b0"), set())
-    assert not lanes.holds_back("a")
-
-    lanes.block(["a"], 9.0)
-    lanes.depart(["b"], 1, 9.0)
-
-    assert lanes.holds_back("a")
-    assert lanes.holds_back("b")
-    lanes.unblock(["a"])
-    assert not lanes.holds_back("a")
-
-
 # --- Against a model ---------------------------------------------------------------------------
 
 

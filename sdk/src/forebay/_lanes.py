@@ -214,10 +214,6 @@ class Lanes:
             lane.appendleft((single.items[0], single.positions[0], single.since, single.record))
             self._count_waiting(1)
 
-    def holds_back(self, key: str) -> bool:
-        """Return whether an item of *key* waits for another attempt, here or with its source."""
-        return key in self._blocked or key in self._away
-
     def take_ready(
         self, max_items: int, owned: set[str], fitting: Callable[[Sequence[Piece], Piece], int] = _all_fit
     ) -> list[Piece]:

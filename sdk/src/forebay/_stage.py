@@ -27,13 +27,14 @@ from forebay._types import Again, BatchInfo, Category, Dropped, Failed, Failure,
 from forebay._watch import SLICE_SECONDS
 
 _logger = logging.getLogger("forebay")
+_NO_KEYS: set[str] = set()
 _batch_ids = itertools.count(1)
 
 
 class Batch:
     """Items that go to the handler in one call."""
 
-    __slots__ = ("error", "failures", "id", "is_part", "items", "maybe_done", "pieces", "since", "slot")
+    __slots__ = ("error", "failures", "held", "id", "is_part", "items", "maybe_done", "pieces", "since", "slot")
 
     def __init__(self, pieces: list[Piece]) -> None:
         first = pieces[0]
@@ -42,6 +43,7 @@ class Batch:
         self.since = first.since
         self.failures = 0  # failed attempts of the batch as a whole
         self.maybe_done = False
+        self.held: set[str] = _NO_KEYS  # keys with an item that waits for another attempt
         self.is_part = False  # of a batch that was taken apart and frees its keys when all parts have run
         self.error: Exception | None = None  # what failed the last call as a whole
         self.id = next(_batch_ids)
@@ -306,6 +308,8 @@ class Stage:
         self.in_flight += 1
         if batch.slot is not None:
             batch.slot[:] = [batch]
+        if self.lanes is not None:
+            batch.held = set()
         error: Exception | None = None
         results: object = None
         try:
@@ -467,6 +471,7 @@ class Stage:
 
     async def _bury(self, dead: list[Dead], batch: Batch, held: set[str]) -> None:
         """Set *dead* aside; let the keys of *batch* go on, those of the dead when they are buried."""
+        batch.held = batch.held | held
         lanes = None if batch.is_part else self.lanes
         buried = {key for one in dead for key in one.piece.keys or ()} - held
         if lanes is not None:
@@ -552,6 +557,7 @@ class Stage:
         self.metrics.failed += count
         if category is Category.DEPENDENCY:
             self._pause(error)
+            self._wait_as_a_whole(batch)
             self._again.appendleft(batch)
             self.inbox.wake_one()
         elif category is Category.TRANSIENT:
@@ -574,6 +580,7 @@ class Stage:
         batch.failures += 1
         if retry is not None and all(retry.allows(number, category) for number in failures):
             self.metrics.retried += len(batch.items)
+            self._wait_as_a_whole(batch)
             self._schedule(batch, retry.delay(batch.failures, error, None, self.rng))
             return
         batch.failures -= 1
@@ -592,6 +599,10 @@ class Stage:
                 self._failed(single, batch, error, dead, held)
         await self._bury(dead, batch, held)
 
+    def _wait_as_a_whole(self, batch: Batch) -> None:
+        batch.held = batch.keys()
+        batch.is_part = False  # from here on it frees its keys itself
+
     def _failures_of(self, piece: Piece, index: int) -> int:
         return piece.record.failures if piece.record is not None else self.exit.failures_before(piece, index)
 
@@ -603,19 +614,20 @@ class Stage:
             part.is_part = True
             self.running[part] = None
         for part in parts:
-            if self.lanes is not None:
-                self._hold_back(self.lanes, part)
+            if self.lanes is not None and batch.held:
+                self._hold_back(self.lanes, part, batch.held)
             if part.items:
                 await self.process(part)
+                batch.held = batch.held | part.held
             else:
                 del self.running[part]
         if self.lanes is not None and not batch.is_part:
             keys = {key for pieces in groups for piece in pieces for key in piece.keys or ()}
-            self._release_keys(self.lanes, {key for key in keys if not self.lanes.holds_back(key)})
+            self._release_keys(self.lanes, keys - batch.held)
 
-    def _hold_back(self, lanes: Lanes, part: Batch) -> None:
+    def _hold_back(self, lanes: Lanes, part: Batch, held: set[str]) -> None:
         """Take those items out of *part* whose key has an earlier one that waits for another attempt."""
-        behind = [piece for piece in part.pieces if piece.keys and lanes.holds_back(piece.keys[0])]
+        behind = [piece for piece in part.pieces if piece.keys and piece.keys[0] in held]
         if behind:
             lanes.put_back(behind)
             part.pieces = [piece for piece in part.pieces if piece not in behind]
