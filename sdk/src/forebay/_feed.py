@@ -20,6 +20,7 @@ from forebay._retry import Retry
 from forebay._route import Route
 from forebay._scope import raise_bare
 from forebay._source import Mapped, Reader
+from forebay._stage import Batch, Stage
 from forebay._steps import Step, Stop, is_coroutine, refuse_coroutines, run_steps
 from forebay._types import Category, Chunk, Deliveries, Failure, Redelivery
 from forebay._watch import BLOCKED_SECONDS, SLICE_SECONDS, LoopWatch
@@ -48,9 +49,13 @@ class ReaderFeed:
     clock: Callable[[], float]
     max_age: float
     keep_items: bool
+    direct: Stage | None = None
+    """The stage behind, where this is its only source and one call is in flight at a time."""
     stopped: bool = False
     error: Exception | None = None
     """What the source raised; raised by the run when all that came before has its outcome."""
+    _slot: list[Batch] = field(factory=list[Batch])
+    _went_directly: bool = False
     _ended: bool = False
     _watch: LoopWatch = field(init=False)
     _waiting: anyio.CancelScope | None = None
@@ -77,6 +82,8 @@ class ReaderFeed:
         size = route.max_size or FETCH_ITEMS
         gather = Gather()
         share = 16  # items taken between two looks at the clock
+        if self.direct is not None:
+            self.direct.describe_in(self._slot)
         last_yield = perf_counter()
         while not (self.stopped or self._ended):
             if inbox is not None and not inbox.fits(size, 0):
@@ -93,8 +100,10 @@ class ReaderFeed:
             if self.reader.blocks:
                 self._watch_taking(perf_counter() - started, slices)
             now = self.clock()
-            for one in slices:
-                stop = self._take_in(one, gather, now)
+            slices.reverse()
+            while slices:
+                # Popped, not iterated over: a batch is freed when its handler is done, while it is warm.
+                stop = self._take_in(slices.pop(), gather, now)
                 if stop is not None:
                     await self._flush(gather)
                     await route.mend(stop)
@@ -106,7 +115,7 @@ class ReaderFeed:
                 await self._flush(gather)
             ended = perf_counter()
             if ended - started < SLICE_SECONDS / 2:
-                share = min(2 * share, 8 * size)
+                share = min(2 * share, size if self._went_directly else 8 * size)
             elif ended - started > 2 * SLICE_SECONDS:
                 share = max(1, share // 2)
             if ended - last_yield > SLICE_SECONDS:
@@ -178,6 +187,14 @@ class ReaderFeed:
     async def _send_full(self, gather: Gather, inbox: Buffer[Piece] | None) -> None:
         piece = gather.flush()
         assert piece is not None
+        direct = self.direct
+        if direct is not None and direct.takes_directly() and len(piece.items) == self.route.max_size:
+            batch = Batch([piece])
+            del piece
+            self._went_directly = True
+            await direct.run_directly(batch, self._slot)
+            return
+        self._went_directly = False
         if (
             inbox is not None
             and len(piece.items) == self.route.max_size

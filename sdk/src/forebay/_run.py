@@ -279,7 +279,16 @@ class Run:
         bound = route.inbox.max_items if route.inbox is not None else 1024
         reader = open_reader(source, in_thread=spec.in_thread, max_items=bound, name=spec.name)
         max_age = next((node.max_age for node in self.recipe.nodes if isinstance(node, StageSpec)), math.inf)
-        self._reader_feeds.append(ReaderFeed(account, reader, route, self.ledger, self._clock, max_age, keep_items))
+        self._reader_feeds.append(
+            ReaderFeed(account, reader, route, self.ledger, self._clock, max_age, keep_items, self._direct(route))
+        )
+
+    def _direct(self, route: Route) -> Stage | None:
+        """Return the stage behind *route* if the pump of the only source may run its batches itself."""
+        if route.inbox is None or len(self.recipe.sources) > 1:
+            return None
+        stage = next(stage for stage in self._stages if stage.inbox is route.inbox)
+        return stage if stage.max_concurrency == 1 and stage.lanes is None and not stage.per_item else None
 
     async def _route(self, stack: AsyncExitStack, nodes: Sequence[Node], leaves: tuple[int, ...], keyed: bool) -> Route:
         """Build the way from here to the end, through *nodes*."""

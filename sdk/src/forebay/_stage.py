@@ -26,6 +26,9 @@ from forebay._retry import Retry
 from forebay._types import Again, BatchInfo, Category, Dropped, Failed, Failure, Offset
 from forebay._watch import SLICE_SECONDS
 
+DIRECT_SECONDS = 0.0001
+"""Calls that take less do not wait for anything."""
+
 _logger = logging.getLogger("forebay")
 _NO_KEYS: set[str] = set()
 _batch_ids = itertools.count(1)
@@ -166,6 +169,10 @@ class Stage:
     _outages: int = 0
     _sequence: int = 0
     _advised: bool = False
+    _occupied: bool = False
+    """Whether a pump runs a batch itself."""
+    _call_seconds: float = 1.0
+    """Length of a call, as the last ones went."""
     _mean_item: float = 1.0
     """Smoothed seconds of one item, for handlers of single items."""
 
@@ -174,13 +181,13 @@ class Stage:
     async def work(self) -> None:
         """Run batches until the inbox is closed. As many tasks run this as calls may be in flight."""
         slot: list[Batch] = []  # the one batch that this worker runs
-        set_context(lambda: self._describe(slot[0]))
+        self.describe_in(slot)
         last_yield = perf_counter()
         inbox = self.inbox
         others = self.max_concurrency > 1
         now: float | None = None  # still true when no other task has run since the last call ended
         while True:
-            batch = self._next_batch()
+            batch = None if self._occupied else self._next_batch()
             if batch is None:
                 if inbox.closed:
                     return
@@ -199,6 +206,7 @@ class Stage:
                 now = None
             batch.slot = slot
             now = await self.process(batch, now)
+            del batch  # freed now, while it is warm
             if self.idle is not None and not self.running:
                 self.idle()
             if perf_counter() - last_yield > SLICE_SECONDS:
@@ -297,6 +305,36 @@ class Stage:
 
     # --- Calling --------------------------------------------------------------------------------
 
+    def takes_directly(self) -> bool:
+        """Return whether a pump may run its batch itself instead of handing it to the worker.
+
+        That is so while calls do not wait for anything, so that there is nothing to gain from a second task:
+        the batch is freed while it is in the processor's cache, and no switch is paid.
+        """
+        return (
+            self._call_seconds < DIRECT_SECONDS
+            and not self.in_flight
+            and not (self.inbox.parts or self._again or self._due or self._paused_until)
+        )
+
+    async def run_directly(self, batch: Batch, slot: list[Batch]) -> None:
+        """Run *batch* in the task of the pump, while the worker starts nothing."""
+        self._occupied = True
+        try:
+            batch.slot = slot
+            self.inbox.total += len(batch.items)
+            await self.process(batch)
+        finally:
+            self._occupied = False
+            if self._again:
+                self.inbox.wake_one()
+        if self.idle is not None and not self.running:
+            self.idle()
+
+    def describe_in(self, slot: list[Batch]) -> None:
+        """Let `current_batch` answer in this task with the batch in *slot*."""
+        set_context(lambda: self._describe(slot[0]))
+
     async def process(self, batch: Batch, started: float | None = None) -> float:
         """Call the handler with *batch* and give every item its outcome; return the time when the call ended.
 
@@ -323,6 +361,8 @@ class Stage:
         self.metrics.call_ended(count, seconds, started - batch.since)
         if self.per_item:
             self._mean_item += 0.2 * (seconds / count - self._mean_item)
+        # Rises at once and falls slowly: one call that waits is reason enough to use the workers.
+        self._call_seconds = max(seconds, 0.8 * self._call_seconds + 0.2 * seconds)
         try:
             outcomes = self._check(results, count) if error is None else self._attributed(error, count)
         except HandlerContractError as broken:
@@ -346,6 +386,8 @@ class Stage:
         else:
             await self._settle_each(batch, outcomes, ended)
         del self.running[batch]
+        if batch.slot is not None:
+            batch.slot.clear()
         return ended
 
     def _check(self, results: object, count: int) -> Sequence[object] | None:
