@@ -16,7 +16,8 @@ import anyio.lowlevel
 import pytest
 
 from forebay import _worker
-from forebay._worker import WorkerDiedError, abandoned, check_picklable, run_in_process, run_in_thread, running
+from forebay._errors import WorkerDiedError
+from forebay._worker import abandoned, check_picklable, run_in_process, run_in_thread, running
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("real_time")]
 

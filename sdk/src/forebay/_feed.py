@@ -250,6 +250,8 @@ class SessionFeed:
     ask: Callable[[Failure], Category]
     lost: Callable[[FeedLedger, Sequence[Deliveries]], None]
     rng: random.Random
+    direct: Stage | None = None
+    """The stage behind, where this is its only source and one call is in flight at a time."""
     stopped: bool = False
     ended: bool = False
     error: Exception | None = None
@@ -270,6 +272,7 @@ class SessionFeed:
     """What waits to be sent on; nothing is fetched meanwhile."""
     _rest_came: anyio.Event | None = None
     _fetched: Chunk[object] | None = None
+    _slot: list[Batch] = field(factory=list[Batch])
 
     def stop(self) -> None:
         """Fetch no more; what is in hand goes on and is settled."""
@@ -311,6 +314,8 @@ class SessionFeed:
     async def _converse(self) -> None:
         """Talk to the source. Nothing in here waits for a stage: a claim has to be renewed in time."""
         last_yield = perf_counter()
+        if self.direct is not None:
+            self.direct.describe_in(self._slot)
         while True:
             room = 0 if self.stopped or self.ended or self._rest else self._room()
             if self._is_done():
@@ -389,11 +394,53 @@ class SessionFeed:
             self.lost(self.account, self._fetched.lost)
         if not self._fetched.items:
             return False
-        self._take_in()
+        pieces = self._take_in()
+        pieces.reverse()
+        while pieces:
+            await self._pass_on(pieces.pop())
         return True
 
-    def _take_in(self) -> None:
-        """Enter what was fetched in the ledger and send it on.
+    async def _pass_on(self, piece: Piece) -> None:
+        """Run *piece* here if that is the thing to do, else send it on; what needs waiting goes to the other task.
+
+        It runs here only where there is no claim to renew: a call may take long although none did before.
+        """
+        direct = self.direct
+        if direct is not None and self.session.claim_seconds is None:
+            last_yield = perf_counter()
+            while not self._rest and direct.takes_directly():
+                whole = len(piece.items) <= self.route.max_size
+                head = piece if whole else piece.split(self.route.max_size)
+                stop = run_steps(self.route.steps, 0, head)
+                if stop is not None:
+                    self._leave([stop] if whole else [stop, piece])
+                    return
+                if len(head.items) > self.route.max_size:  # children
+                    self.route.push(head)
+                elif head.items:
+                    batch = Batch([head])
+                    del head
+                    await direct.run_directly(batch, self._slot)
+                    del batch
+                else:
+                    self.route.settle(head)
+                if whole:
+                    return
+                if perf_counter() - last_yield > SLICE_SECONDS:
+                    await anyio.lowlevel.checkpoint()
+                    last_yield = perf_counter()
+        rest = [piece] if self._rest else self.route.send_nowait(piece)
+        if rest:
+            self._leave(rest)
+
+    def _leave(self, rest: Sequence[Piece | Stop]) -> None:
+        """Leave *rest* to the task that may wait."""
+        self._rest += rest
+        if self._rest_came is not None:
+            self._rest_came.set()
+
+    def _take_in(self) -> list[Piece]:
+        """Enter what was fetched in the ledger and return it.
 
         Only the pieces keep the items alive, so that a step frees them while they are warm.
         """
@@ -405,14 +452,7 @@ class SessionFeed:
         hold = self.ledger.register(len(items), self.account, now, chunk)
         if self.keep_items:
             hold.items = list(items)
-        pieces = _pieces(hold, items, now)
-        del items
-        for piece in pieces:
-            rest = [piece] if self._rest else self.route.send_nowait(piece)
-            if rest:
-                self._rest += rest
-                if self._rest_came is not None:
-                    self._rest_came.set()
+        return _pieces(hold, items, now)
 
     async def wind_up(self, back: Sequence[Deliveries]) -> None:
         """Make the last settlement and give back *back*; for the end of a run, when `pump` runs no more."""

@@ -215,8 +215,13 @@ class FeedLedger:
         """Write down that the source has to be told of these positions."""
         chunk = hold.chunk
         assert chunk is not None, "a plain iterable is told nothing"
-        self._account(chunk.partition, chunk.epoch).ranges.append((hold, start, stop))
+        ranges = self._account(chunk.partition, chunk.epoch).ranges
         self.unsent += stop - start
+        last = ranges[-1] if ranges else None
+        if last is not None and last[0] is hold and last[2] == start:
+            ranges[-1] = (hold, last[1], stop)
+        else:
+            ranges.append((hold, start, stop))
 
     def redeliver(self, redelivery: Redelivery) -> None:
         """Write down that an item goes back with its failure."""

@@ -73,10 +73,16 @@ class Route:
                 self.settle(piece)
                 continue
             piece.since = since
-            while len(piece.items) > self.max_size:  # children
-                inbox.push(piece.split(self.max_size), 0)
-            inbox.push(piece, 0)
+            self.push(piece)
         return ()
+
+    def push(self, piece: Piece) -> None:
+        """Put *piece*, which has been through the steps, into the queue, whether there is room or not."""
+        assert self.inbox is not None
+        while len(piece.items) > self.max_size:
+            part = piece.split(self.max_size)
+            self.inbox.push(part, self.inbox.weight(part))
+        self.inbox.push(piece, self.inbox.weight(piece))
 
     async def mend(self, stop: Stop) -> None:
         """Go on after a step has failed: first what came before the item, then the item, then the rest."""

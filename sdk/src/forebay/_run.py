@@ -274,6 +274,7 @@ class Run:
                 self.ask,
                 self._lose,
                 self.rng,
+                self._direct(route),
             )
             return
         bound = route.inbox.max_items if route.inbox is not None else 1024

@@ -219,13 +219,17 @@ async def _run_in_timeout(run: Run, counter: _Counter) -> None:
     import asyncio
 
     timeout = asyncio.timeout(None)
+    own: TimeoutError | None = None
     try:
         async with timeout:
-            with counter.armed(lambda: timeout.reschedule(anyio.current_time())):
-                await run()
+            try:
+                with counter.armed(lambda: timeout.reschedule(anyio.current_time())):
+                    await run()
+            except TimeoutError as exc:
+                own = exc  # the scenario may raise one of its own when it is cut
+                raise
     except TimeoutError as exc:
-        # The scenario may raise one of its own when it is cut.
-        if not isinstance(exc.__cause__, asyncio.CancelledError):
+        if exc is own:
             raise
 
 
