@@ -20,11 +20,12 @@ import pytest
 
 import forebay
 from forebay import Again, BatchFailed, Dropped, EngineError, Failed, Retry, _feed, _stage
+from forebay._account import FeedLedger
+from forebay._batch import Batch, Dead
 from forebay._dead_letter import MemoryDeadLetterStore
 from forebay._exit import PipelineExit
 from forebay._feed import SessionFeed
-from forebay._ledger import FeedLedger
-from forebay._stage import Batch, Dead, Stage
+from forebay._stage import Stage
 from forebay.abc import DeadLetter, Deliveries, Outcome
 from forebay.hooks import Plugins
 from forebay.testing import run_virtual

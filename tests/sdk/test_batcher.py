@@ -6,8 +6,9 @@ from attrs import define, field
 from hypothesis import given
 from hypothesis import strategies as st
 
+from forebay._account import FeedLedger, Hold
 from forebay._batcher import Family, Gather, Piece, Record
-from forebay._ledger import FeedLedger, Hold, Ledger
+from forebay._ledger import Ledger
 
 
 def pairs(piece: Piece) -> list[tuple[object, int, str | None]]:

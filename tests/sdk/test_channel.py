@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forebay import ChannelClosedError, EndOfChannel, ReceiveChannel, SendChannel, open_channel
-from forebay._channel import Buffer, Part
+from forebay._buffer import Buffer, Part
 from forebay.testing import BackendName, How, cancel_at_every_step, run_virtual
 
 pytestmark = pytest.mark.anyio

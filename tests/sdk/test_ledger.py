@@ -6,7 +6,9 @@ from attrs import define, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forebay._ledger import FeedLedger, Hold, Ledger, LedgerStatistics, Ranges, given_back
+from forebay._account import FeedLedger, Hold
+from forebay._ledger import Ledger, LedgerStatistics, given_back
+from forebay._ranges import Ranges
 from forebay._types import Chunk, Deliveries, Offset, Redelivery, Settlement
 
 

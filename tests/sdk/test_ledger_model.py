@@ -4,7 +4,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from forebay._ledger import FeedLedger, Hold, Ledger, Ranges, given_back
+from forebay._account import FeedLedger, Hold
+from forebay._ledger import Ledger, given_back
+from forebay._ranges import Ranges
 from forebay._types import Chunk, Redelivery
 
 PARTITIONS = 3

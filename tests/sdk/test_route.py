@@ -3,9 +3,10 @@
 import anyio
 import pytest
 
+from forebay._account import FeedLedger
 from forebay._batcher import Piece
-from forebay._channel import Buffer
-from forebay._ledger import FeedLedger, Ledger
+from forebay._buffer import Buffer
+from forebay._ledger import Ledger
 from forebay._route import Route
 from forebay._steps import Stop
 

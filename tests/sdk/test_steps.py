@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from forebay._account import FeedLedger
 from forebay._batcher import Piece
 from forebay._errors import BlockedLoopWarning, HandlerContractError
-from forebay._ledger import FeedLedger, Ledger
+from forebay._ledger import Ledger
 from forebay._metrics import StageMetrics
 from forebay._route import Route
 from forebay._steps import Step, Stop, run_steps

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from forebay._channel import ChannelStatistics as ChannelStatistics
+    from forebay._buffer import ChannelStatistics as ChannelStatistics
     from forebay._channel import ReceiveChannel as ReceiveChannel
     from forebay._channel import SendChannel as SendChannel
     from forebay._channel import open_channel as open_channel
@@ -70,7 +70,7 @@ _HOMES = {
     "BlockedLoopWarning": "_errors",
     "Category": "_types",
     "ChannelClosedError": "_errors",
-    "ChannelStatistics": "_channel",
+    "ChannelStatistics": "_buffer",
     "ClosedPipeline": "_pipeline",
     "Dropped": "_types",
     "EndOfChannel": "_errors",

@@ -9,7 +9,7 @@ from typing import Self
 
 from attrs import define
 
-from forebay._channel import Part
+from forebay._buffer import Part
 from forebay._ledger import Ledger
 
 

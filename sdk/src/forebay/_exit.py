@@ -10,14 +10,15 @@ from typing import Protocol
 import anyio
 from attrs import define
 
+from forebay._account import FeedLedger, Hold
+from forebay._batch import Batch, Dead
 from forebay._batcher import Piece, Record
 from forebay._dead_letter import make_dead_letter, put_letters
 from forebay._feed import SessionFeed
 from forebay._handler import BatchPart
-from forebay._ledger import FeedLedger, Hold, Ledger
+from forebay._ledger import Ledger
 from forebay._retry import Retry
 from forebay._route import Route
-from forebay._stage import Batch, Dead
 from forebay._steps import Stop, run_steps
 from forebay._types import Category, DeadLetter, DeadLettered, DeadLetterId, Failure, Member, Offset, Redelivery
 from forebay.abc import DeadLetterStore

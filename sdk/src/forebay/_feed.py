@@ -12,15 +12,17 @@ import anyio
 import anyio.lowlevel
 from attrs import define, field
 
+from forebay._account import FeedLedger, Hold
+from forebay._batch import Batch
 from forebay._batcher import Gather, Piece, Record
-from forebay._channel import Buffer
+from forebay._buffer import Buffer
 from forebay._errors import SettlementError
-from forebay._ledger import FeedLedger, Hold, Ledger
+from forebay._ledger import Ledger
 from forebay._retry import Retry
 from forebay._route import Route
 from forebay._scope import raise_bare
 from forebay._source import Mapped, Reader
-from forebay._stage import Batch, Stage
+from forebay._stage import Stage
 from forebay._steps import Step, Stop, is_coroutine, refuse_coroutines, run_steps
 from forebay._types import Category, Chunk, Deliveries, Failure, Redelivery
 from forebay._watch import BLOCKED_SECONDS, SLICE_SECONDS, LoopWatch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 import time
 import uuid
@@ -14,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 import anyio
 from attrs import define, frozen
 
+from forebay._batch import Batch, Dead
 from forebay._batcher import Piece, Record
-from forebay._channel import Buffer
 from forebay._checks import at_least, check_callable, check_run_in, seconds
 from forebay._clock import measuring_clock
 from forebay._dead_letter import make_dead_letter, put_letters
+from forebay._desk import SPECIAL, Answer, Desk, Moved, Refusal, Slip, Waiter
 from forebay._errors import (
     BatcherClosedError,
     BatchError,
@@ -28,7 +28,7 @@ from forebay._errors import (
 from forebay._handler import BatchPart, RunIn, build_call, name_of
 from forebay._retry import Retry, classify
 from forebay._scope import Scope, open_scope
-from forebay._stage import Batch, Dead, Stage
+from forebay._stage import Stage
 from forebay._types import (
     Again,
     Category,
@@ -51,185 +51,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-_GONE = object()
-"""Stands in the place of an item whose caller has gone before its batch started."""
-
-
-@frozen
-class _Failure:
-    """Stands in the place of a result: the caller gets this exception."""
-
-    error: BaseException
-
-
-@frozen
-class _Moved:
-    """Stands in the place of a result: the item goes on at another place."""
-
-    slip: _Slip
-    index: int
-
-
-_SPECIAL = frozenset({_Failure, _Moved})
-
-
-class _Slip(Piece):
-    """The items of callers who wait together, and their results when there are any."""
-
-    __slots__ = ("answered", "gone", "outcomes", "started", "ticket")
-
-    def __init__(self, items: list[object], ticket: int, since: float) -> None:
-        super().__init__(items, since=since)
-        self.ticket = ticket  # number of the first item, counted over all that were submitted
-        self.answered = anyio.Event()
-        self.outcomes: Sequence[object] = ()
-        self.started = False
-        self.gone = 0  # items whose callers went before it started: asking them would run the items' own `==`
-
-    def like(self, items: list[object]) -> Piece:
-        """Return what stands for results of this slip."""
-        return _Answer(self, items)
-
-
-class _Answer(Piece):
-    __slots__ = ("slip",)
-
-    def __init__(self, slip: _Slip, results: list[object]) -> None:
-        super().__init__(results)
-        self.slip = slip
-
-
-class _Waiter:
-    """A caller that waits for a place, and then the place."""
-
-    __slots__ = ("index", "item", "size", "slip", "woken")
-
-    def __init__(self, item: object, size: int) -> None:
-        self.item = item
-        self.size = size
-        self.slip: _Slip | None = None
-        self.index = 0
-        self.woken = anyio.Event()
-
-
-class _Desk(Buffer[Piece]):
-    """The queue in front of the stage: slips, of which the last is open for more items."""
-
-    __slots__ = (
-        "_clock",
-        "_max_size",
-        "_open_bytes",
-        "_slip_bytes",
-        "all_answered",
-        "open_slip",
-        "submitted",
-        "unanswered",
-        "waiters",
-    )
-
-    def __init__(self, capacity: int, max_size: int, slip_bytes: int | None, clock: Callable[[], float]) -> None:
-        super().__init__(capacity)
-        self.held: int = 0
-        self.submitted = 0
-        self.all_answered: anyio.Event | None = None
-        self.open_slip: _Slip | None = None
-        self.unanswered: dict[_Slip, None] = {}
-        self.waiters: dict[_Waiter, None] = {}  # first come, first served
-        self._max_size = max_size
-        self._slip_bytes = math.inf if slip_bytes is None else slip_bytes
-        self._open_bytes = 0
-        self._clock = clock
-
-    def place(self, item: object, size: int) -> tuple[_Slip, int]:
-        """Put *item* of *size* bytes into the open slip, or into a new one; return where it is."""
-        slip = self.open_slip
-        if slip is None or self._open_bytes + size > self._slip_bytes:
-            slip = self._new_slip()
-        items = slip.items
-        index = len(items)
-        items.append(item)
-        self._open_bytes += size
-        self.held += 1
-        self.submitted += 1
-        if index + 1 >= self._max_size:
-            self.open_slip = None
-        return slip, index
-
-    def _new_slip(self) -> _Slip:
-        slip = _Slip([], self.submitted, self._clock())
-        self.unanswered[slip] = None
-        self.open_slip = slip
-        self._open_bytes = 0
-        self.push(slip, 0)
-        return slip
-
-    def leave(self, slip: _Slip, index: int) -> None:
-        """Take out the item at *index* of *slip*: its caller has gone before the batch started."""
-        slip.items[index] = _GONE
-        slip.gone += 1
-        self.free(1)
-
-    def free(self, count: int) -> None:
-        """Free so many places and give them to those who have waited longest, whoever of them runs first."""
-        self.held -= count
-        while self.waiters and self.held < self.max_items:
-            waiter = next(iter(self.waiters))
-            del self.waiters[waiter]
-            waiter.slip, waiter.index = self.place(waiter.item, waiter.size)
-            waiter.woken.set()
-
-    def wake_all(self) -> None:
-        """Let everybody who waits look again; nobody gets a place any more."""
-        super().wake_all()
-        for waiter in self.waiters:
-            waiter.woken.set()
-        self.waiters.clear()
-
-    def take_nowait(self, max_items: int, max_bytes: int | None) -> list[Piece]:
-        """Return the oldest slip, closed, without the items whose callers have gone."""
-        while self.parts:
-            slip = self.parts.popleft()
-            assert isinstance(slip, _Slip)
-            if slip is self.open_slip:
-                self.open_slip = None
-            slip.started = True
-            live_count = len(slip.items) - slip.gone
-            self.taken += live_count
-            self.free(live_count)
-            if not slip.gone:
-                return [slip]
-            live = self.move(slip, [index for index, item in enumerate(slip.items) if item is not _GONE])
-            if live.items:
-                return [live]
-            self.answer(live, ())
-        return []
-
-    def move(self, slip: _Slip, indexes: Sequence[int]) -> _Slip:
-        """Move the items at *indexes* to a slip of their own; nobody waits for the others."""
-        live = _Slip([slip.items[index] for index in indexes], slip.ticket, slip.since)
-        live.started = True
-        self.unanswered[live] = None
-        outcomes: list[object] = [None] * len(slip.items)
-        for place, index in enumerate(indexes):
-            outcomes[index] = _Moved(live, place)
-        self.answer(slip, outcomes)
-        return live
-
-    def single(self, slip: _Slip, index: int) -> _Slip:
-        """Return a slip for the item at *index* alone; the caller links the old one to it."""
-        one = _Slip([slip.items[index]], slip.ticket + index, slip.since)
-        one.started = True
-        self.unanswered[one] = None
-        return one
-
-    def answer(self, slip: _Slip, outcomes: Sequence[object]) -> None:
-        """Give every caller of *slip* its result."""
-        slip.outcomes = outcomes
-        slip.answered.set()
-        del self.unanswered[slip]
-        if not self.unanswered and self.all_answered is not None:
-            self.all_answered.set()
-
 
 @frozen
 class BatcherStatistics:
@@ -249,7 +70,7 @@ class Batcher(Generic[T, R]):
     """Takes items one by one, from any number of tasks, and hands out their results."""
 
     _stage: Stage
-    _desk: _Desk
+    _desk: Desk
     _name: str
     _weigh: Callable[[T], int] | None
     _closed: bool = False
@@ -279,15 +100,15 @@ class Batcher(Generic[T, R]):
             if not slip.started:
                 desk.leave(slip, index)
         outcome = slip.outcomes[index]
-        if type(outcome) in _SPECIAL:
+        if type(outcome) in SPECIAL:
             return cast("R", await _follow(outcome))
         return cast("R", outcome)
 
-    async def _wait_place(self, item: T, size: int) -> tuple[_Slip, int]:
+    async def _wait_place(self, item: T, size: int) -> tuple[Slip, int]:
         """Wait, behind those who wait already, until *item* has a place."""
         self._check_open()
         desk = self._desk
-        waiter = _Waiter(item, size)
+        waiter = Waiter(item, size)
         desk.waiters[waiter] = None
         woken = False
         try:
@@ -325,15 +146,15 @@ class Batcher(Generic[T, R]):
         """Tell everybody who still waits that nothing will come."""
         message = f"batcher {self._name!r} was shut down before the item had a result"
         for slip in list(self._desk.unanswered):
-            self._desk.answer(slip, [_Failure(BatcherClosedError(message)) for _ in slip.items])
+            self._desk.answer(slip, [Refusal(BatcherClosedError(message)) for _ in slip.items])
 
 
 async def _follow(outcome: object) -> object:
     """Return the result behind *outcome*, wherever the item has gone, or raise its failure."""
-    while isinstance(outcome, _Moved):
+    while isinstance(outcome, Moved):
         await outcome.slip.answered.wait()
         outcome = outcome.slip.outcomes[outcome.index]
-    if isinstance(outcome, _Failure):
+    if isinstance(outcome, Refusal):
         raise outcome.error
     return outcome
 
@@ -342,7 +163,7 @@ async def _follow(outcome: object) -> object:
 class _PushExit:
     """Where a batcher's items go once the stage has decided: to their callers."""
 
-    desk: _Desk
+    desk: Desk
     name: str
     store: DeadLetterStore | None
     delay: Callable[[int, BaseException], float]
@@ -352,10 +173,10 @@ class _PushExit:
     def finish(self, pieces: Sequence[Piece], now: float) -> None:
         """Hand out results; a handler without results answers `None`."""
         for piece in pieces:
-            if isinstance(piece, _Answer):
+            if isinstance(piece, Answer):
                 self.desk.answer(piece.slip, piece.items)
             else:
-                assert isinstance(piece, _Slip)
+                assert isinstance(piece, Slip)
                 self.desk.answer(piece, [None] * len(piece.items))
 
     async def forward(self, pieces: Sequence[Piece]) -> None:
@@ -366,12 +187,12 @@ class _PushExit:
         """Give each item a slip of its own."""
         singles: list[Piece] = []
         for slip in batch.pieces:
-            assert isinstance(slip, _Slip)
+            assert isinstance(slip, Slip)
             if len(slip.items) == 1:
                 singles.append(slip)
                 continue
             ones = [self.desk.single(slip, index) for index in range(len(slip.items))]
-            self.desk.answer(slip, [_Moved(one, 0) for one in ones])
+            self.desk.answer(slip, [Moved(one, 0) for one in ones])
             singles += ones
         return singles
 
@@ -401,11 +222,11 @@ class _PushExit:
         return error
 
     def _fail(self, piece: Piece, error: BaseException) -> None:
-        assert isinstance(piece, _Slip)
-        self.desk.answer(piece, [_Failure(error)])
+        assert isinstance(piece, Slip)
+        self.desk.answer(piece, [Refusal(error)])
 
     def _letter(self, dead: Dead, batch: Batch) -> DeadLetter:
-        assert isinstance(dead.piece, _Slip)
+        assert isinstance(dead.piece, Slip)
         now = time.time()
         return make_dead_letter(
             id=DeadLetterId(self.member.id, "submit", 0, str(dead.piece.ticket)),
@@ -544,7 +365,7 @@ async def open_batcher(
         at_least("max_bytes", max_bytes, 1)
     shown = name or name_of(process)
     clock = measuring_clock()
-    desk = _Desk(at_least("capacity", capacity, 1), at_least("max_size", max_size, 1), max_bytes, clock)
+    desk = Desk(at_least("capacity", capacity, 1), at_least("max_size", max_size, 1), max_bytes, clock)
     rng = random.Random()
     async with AsyncExitStack() as stack:
         events = _events(plugins, observers, dead_letters)
@@ -583,7 +404,7 @@ async def open_batcher(
 
 
 @asynccontextmanager
-async def _running(batcher: Batcher[Any, Any], stage: Stage, desk: _Desk, drain_timeout: float) -> AsyncGenerator[None]:
+async def _running(batcher: Batcher[Any, Any], stage: Stage, desk: Desk, drain_timeout: float) -> AsyncGenerator[None]:
     try:
         async with open_scope(drain_timeout=drain_timeout, name=batcher._name) as scope:  # pyright: ignore[reportPrivateUsage]  # same module
             for _ in range(stage.max_concurrency):

@@ -9,7 +9,7 @@ from typing import Protocol
 from attrs import define, field
 
 from forebay._batcher import Family, Piece
-from forebay._channel import Buffer
+from forebay._buffer import Buffer
 from forebay._ledger import Ledger
 from forebay._steps import Step, Stop, run_steps
 from forebay._watch import SLICE_SECONDS

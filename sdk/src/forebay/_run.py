@@ -17,8 +17,9 @@ import anyio
 from attrs import define, field
 
 from forebay import _worker
+from forebay._account import FeedLedger, Hold
 from forebay._batcher import Piece
-from forebay._channel import Buffer
+from forebay._buffer import Buffer
 from forebay._checks import is_sink, is_source
 from forebay._clock import measuring_clock
 from forebay._errors import OrderWarning, PluginError
@@ -26,8 +27,9 @@ from forebay._exit import InlineMishaps, PipelineExit
 from forebay._feed import ReaderFeed, SessionFeed
 from forebay._handler import build_call
 from forebay._lanes import Lanes
-from forebay._ledger import FeedLedger, Hold, Ledger, Ranges, given_back
+from forebay._ledger import Ledger, given_back
 from forebay._metrics import Histogram, StageMetrics
+from forebay._ranges import Ranges
 from forebay._recipe import ForkSpec, InlineSpec, Node, Recipe, SourceSpec, StageSpec, Store, count_leaves, stores_of
 from forebay._retry import Retry, classify
 from forebay._route import Route
