@@ -126,7 +126,7 @@ def parse(line: bytes) -> Flight:
     if len(values) < len(FIELDS):
         raise ValueError(f"{FIELDS[len(values)]} is missing: the row ends after {values[-1]!r}")
     if len(values) > len(FIELDS):
-        raise ValueError(f"{values[len(FIELDS)]!r} is too much: a row has {len(FIELDS)} fields, not {len(values)}")
+        raise ValueError(f"a row has {len(FIELDS)} fields, not {len(values)}")
     raw = dict(zip(FIELDS, values, strict=True))
     year, month, day = (whole(raw, name) for name in ("year", "month", "day"))
     if not 1 <= month <= 12:
@@ -366,7 +366,7 @@ async def run(options: argparse.Namespace) -> int:
         if summary.seen or scope.draining:
             lines = [*report(summary, before, database), *await reasons(store, job)]
         else:
-            lines = [f"nothing to do: {after:,} rows are in {database}; --fresh starts over"]
+            lines = [f"nothing to do: all {after:,} rows are dealt with in {database}; --fresh starts over"]
     if lines:
         print(*lines, sep="\n", flush=True)
     if scope.reason is None:

@@ -308,7 +308,6 @@ MACHINES = [Settling, SettlingByKey, SettlingIdempotently]
 @pytest.fixture(autouse=True)
 def no_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no task yield because the machine is slow: a failure has to be the same when it is played again."""
-    monkeypatch.setattr(logging.getLogger("forebay"), "level", logging.CRITICAL)
     monkeypatch.setattr(logging.getLogger("forebay"), "disabled", True)
     monkeypatch.setattr(_stage, "SLICE_SECONDS", math.inf)
     monkeypatch.setattr(_feed, "SLICE_SECONDS", math.inf)

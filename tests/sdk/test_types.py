@@ -16,7 +16,10 @@ from forebay._types import (
     Dropped,
     Failed,
     Limits,
+    Quantiles,
     Settlement,
+    StageSummary,
+    Summary,
 )
 
 LETTER = DeadLetter(
@@ -119,3 +122,58 @@ def test_records_are_equal_by_value() -> None:
     assert Dropped("late") == Dropped("late") != Dropped("early")
     assert Settlement(range(3)) == Settlement(range(3))
     assert hash(Limits(1, 2, 0.5)) == hash(Limits(1, 2, 0.5))
+
+
+def test_a_summary_can_be_read_by_people() -> None:
+    stage = StageSummary(
+        "store",
+        1_234_567,
+        1_234_560,
+        0,
+        7,
+        0,
+        7,
+        0,
+        5_000,
+        1.5,
+        Quantiles(1, 250, 250, 250, 250, 250),
+        Quantiles(),
+        Quantiles(),
+    )
+    summary = Summary(
+        "orders",
+        "id",
+        1_234_567,
+        1_234_560,
+        0,
+        0,
+        7,
+        0,
+        0,
+        0,
+        0,
+        2.5,
+        Quantiles(1, 0.5, 0.5, 1.5, 2.0, 2.0),
+        True,
+        [stage],
+        {"store: ValueError": 7},
+        {},
+        ["stuck"],
+    )
+
+    report = summary.report()
+
+    assert "1,234,560 done, 7 set aside" in report
+    assert "p50 500.0 ms, p95 1.50 s, p99 2.00 s" in report
+    assert "set aside: 7 in store: ValueError" in report
+    assert "still running in a thread: stuck" in report
+    assert all(len(line) <= 80 for line in report.splitlines())
+
+
+def test_a_summary_of_nothing_says_so() -> None:
+    summary = Summary("orders", "id", 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, Quantiles(), False, [])
+
+    report = summary.report()
+
+    assert "nothing done" in report
+    assert "cut off" in report

@@ -83,19 +83,21 @@ class _Standing:
     """What the process holds at one moment."""
 
     tasks: frozenset[int]
-    threads: int
+    threads: frozenset[int]
     files: int
 
     @classmethod
     def now(cls) -> _Standing:
         files = len(os.listdir(_OPEN_FILES)) if _OPEN_FILES.exists() else 0
         tasks = frozenset(task.id for task in anyio.get_running_tasks())
-        return cls(tasks, threading.active_count(), files)
+        # By identity: threads of others that end meanwhile must not make up for those that stay.
+        threads = frozenset(id(thread) for thread in threading.enumerate())
+        return cls(tasks, threads, files)
 
     def beyond(self, before: _Standing) -> str:
         """Return what has come to stay since *before*; caches may grow, but not with every round."""
         tasks = len(self.tasks - before.tasks)
-        grown = {"threads": self.threads - before.threads, "files": self.files - before.files}
+        grown = {"threads": len(self.threads - before.threads), "files": self.files - before.files}
         found = [f"{tasks} tasks"] if tasks else []
         found += [f"{count} {what}" for what, count in grown.items() if count >= _ROUNDS]
         return ", ".join(found)

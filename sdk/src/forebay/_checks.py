@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from functools import partial
 from types import NoneType
 from typing import Any, TypeGuard, get_args, get_type_hints
@@ -37,6 +38,15 @@ def is_source(thing: object) -> TypeGuard[Source[Any]]:
 def is_iterable(thing: object) -> TypeGuard[Iterable[object] | AsyncIterable[object]]:
     """Return whether items can be read from *thing* one by one."""
     return isinstance(thing, (Iterable, AsyncIterable)) and not isinstance(thing, (str, bytes, bytearray))
+
+
+def check_entered(what: str, thing: object) -> None:
+    """Refuse a context manager that has not been entered."""
+    if hasattr(type(thing), "__aenter__") and not (is_sink(thing) or is_source(thing) or is_iterable(thing)):
+        raise TypeError(
+            f"{what} is a context manager that was not entered; write `async with open_...(...) as it:` "
+            f"around the run and pass `it`"
+        )
 
 
 def check_callable(kind: str, func: object) -> None:
@@ -89,6 +99,14 @@ def check_listeners(plugins: object, plugins_type: type, observers: object) -> N
         raise TypeError(f"plugins must be a forebay.hooks.Plugins, not {plugins!r:.100}; wrap it: Plugins(my_module)")
     if not isinstance(observers, Sequence):
         raise TypeError(f"observers must be a list of objects, not {observers!r:.100}")
+
+
+def check_unknown(function: str, unknown: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse arguments that *function* does not have."""
+    for name in unknown:
+        near = get_close_matches(name, list(known), 1)
+        hint = f"; did you mean {near[0]!r}?" if near else f" (it has {', '.join(sorted(known))})"
+        raise TypeError(f"{function}() has no argument {name!r}{hint}")
 
 
 def at_least(argument: str, value: object, least: int) -> int:

@@ -252,7 +252,9 @@ class PipelineExit:
                 origin = (hold.feed, partition, epoch, children)
                 if origin != last:
                     offsets = []
-                    parts.append(BatchPart(hold.feed.name, partition, epoch, offsets, children, branches))
+                    parts.append(
+                        BatchPart(hold.feed.name, partition, epoch, offsets, children, hold.chunk is not None, branches)
+                    )
                     last = origin
                 offsets.append(hold.offset(position))
         return tuple(parts)

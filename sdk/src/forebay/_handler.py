@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from functools import partial
 from time import perf_counter
-from typing import Any, Literal, TypeAlias
+from types import AsyncGeneratorType, CoroutineType
+from typing import Any, Literal, NoReturn, TypeAlias
 
 import anyio
 from attrs import frozen
@@ -35,6 +36,8 @@ class BatchPart:
     """One for each item; children of one parent repeat the parent's."""
     children: bool = False
     """Whether several items of the pipeline may stand for one offset, in this batch or in others (`flat_map`)."""
+    acknowledges: bool = True
+    """Whether the source keeps account of what it handed out; the offsets of a plain iterable begin at 0 in every run."""
     branches: bool = False
     """Whether the items go down other branches too, where they may not be done yet."""
 
@@ -161,7 +164,10 @@ def _items_async(func: Callable[[Any], Awaitable[object]], name: str, time_limit
         results: list[object] = []
         for item in items:
             try:
-                results.append(await one(item))
+                result = await one(item)
+                if type(result) in _NOT_RESULTS:
+                    refuse_unawaited(name, result)
+                results.append(result)
             except Exception as error:
                 if isinstance(error, HandlerContractError):
                     raise
@@ -169,6 +175,19 @@ def _items_async(func: Callable[[Any], Awaitable[object]], name: str, time_limit
         return results
 
     return call
+
+
+_NOT_RESULTS = frozenset({CoroutineType, AsyncGeneratorType})
+
+
+def refuse_unawaited(name: str, result: object) -> NoReturn:
+    """Raise because an async function handed on something that it should have awaited."""
+    if isinstance(result, CoroutineType):
+        result.close()
+        raise HandlerContractError(f"{name}() returned a coroutine that nobody awaited; write `return await ...` in it")
+    raise HandlerContractError(
+        f"{name}() is an async generator, which yields and returns nothing; return the result, or a list for flat_map"
+    )
 
 
 def _each(func: Callable[[object], object], name: str, items: list[object]) -> object:

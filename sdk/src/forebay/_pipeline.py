@@ -13,11 +13,13 @@ from forebay._checks import (
     a,
     at_least,
     check_callable,
+    check_entered,
     check_handler,
     check_listeners,
     check_retry,
     check_run_in,
     check_store,
+    check_unknown,
     default_concurrency,
     is_iterable,
     is_sink,
@@ -206,7 +208,9 @@ class Pipeline(Generic[T]):
         time_limit: float | None = None,
         retry: Retry | None = None,
         dead_letters: Store | None = None,
+        **unknown: object,
     ) -> Pipeline[Any]:
+        check_unknown(kind, unknown, ItemOptions.__annotations__)
         check_callable(kind, func)
         check_run_in(kind, func, run_in)
         check_retry(retry)
@@ -346,6 +350,7 @@ class Pipeline(Generic[T]):
                 Without, such a failure ends the run.
             name: What to call the stage in reports; the function's name by default.
         """
+        check_entered("the function given to map_batches", func)
         check_handler(func)
         function = None if isinstance(func, str) or is_sink(func) else cast("Callable[..., object]", func)
         if function is not None:
@@ -502,6 +507,7 @@ def pipeline(
 def _source_spec(source: object, index: int, in_thread: bool) -> SourceSpec:
     if isinstance(source, str):
         return SourceSpec(source, without_password(source))
+    check_entered("source", source)
     if not (is_iterable(source) or is_source(source)):
         raise TypeError(
             f"source must be an iterable, an async iterable, a Source, or the name or URL of one, "

@@ -301,9 +301,10 @@ class Stage:
     def _check(self, results: object, count: int) -> Sequence[object] | None:
         """Return the results, one for each item; `None` for a sink whose items are all done."""
         if results is None:
-            if not self.last:
+            if not self.last or self.hands_out:
+                who = "the callers wait for" if self.hands_out else "a later stage needs"
                 raise HandlerContractError(
-                    f"{self.name}() returned None for {_items(count)}, but a later stage needs results; "
+                    f"{self.name}() returned None for {_items(count)}, but {who} results; "
                     f"return one result for each item, in order"
                 )
             return None

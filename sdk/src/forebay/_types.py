@@ -465,6 +465,10 @@ class StageSummary:
     """Time from an item's arrival to the start of its call, by the oldest item of each batch."""
 
 
+def _shown(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.1f} ms"
+
+
 @frozen
 class Summary:
     """What a run did, from its first fetch to its last settlement."""
@@ -501,6 +505,39 @@ class Summary:
     """Names of handlers that were still running in threads when the run ended."""
     listener_errors: int = 0
     """Exceptions of observing hooks and observers."""
+
+    def report(self) -> str:
+        """Return the summary as a table for people to read, of at most 80 columns."""
+        ends = {
+            "done": self.done,
+            "filtered": self.filtered,
+            "set aside": self.dead,
+            "dropped": self.dropped,
+            "given back": self.given_back,
+            "lost to others": self.lost_ownership,
+            "not settled": self.unsettled,
+        }
+        rate = self.seen / self.seconds if self.seconds > 0 else 0.0
+        counts = ", ".join(f"{count:,} {name}" for name, count in ends.items() if count)
+        lines = [
+            f"{self.pipeline}: {self.seen:,} items in {self.seconds:.2f} s ({rate:,.0f} items/s)",
+            counts or "nothing done",
+            "clean end" if self.clean else "cut off: some items may be seen again",
+            f"from read to settled: p50 {_shown(self.latency.p50)}, p95 {_shown(self.latency.p95)}, "
+            f"p99 {_shown(self.latency.p99)}",
+            "",
+            f"{'stage':<28}{'items':>11}{'failed':>9}{'calls':>8}{'p50 size':>10}{'seconds':>10}",
+        ]
+        for stage in self.stages:
+            sizes = f"{stage.batch_sizes.p50:,.0f}" if stage.calls else ""
+            calls = f"{stage.calls:,}" if stage.calls else ""
+            lines.append(
+                f"{stage.name[:27]:<28}{stage.received:>11,}{stage.failed:>9,}{calls:>8}{sizes:>10}{stage.seconds:>10.3f}"
+            )
+        for title, reasons in (("set aside", self.dead_reasons), ("dropped", self.drop_reasons)):
+            lines += [f"{title}: {count:,} in {reason}"[:80] for reason, count in reasons.items()]
+        lines += [f"still running in a thread: {name}"[:80] for name in self.abandoned]
+        return "\n".join(lines)
 
 
 # --- Exporters ---------------------------------------------------------------------------------
