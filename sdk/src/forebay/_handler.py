@@ -37,7 +37,10 @@ class BatchPart:
     children: bool = False
     """Whether several items of the pipeline may stand for one offset, in this batch or in others (`flat_map`)."""
     acknowledges: bool = True
-    """Whether the source keeps account of what it handed out; the offsets of a plain iterable begin at 0 in every run."""
+    """Whether the source keeps account of what it handed out.
+
+    The offsets of a plain iterable, which does not, begin at 0 in every run.
+    """
     branches: bool = False
     """Whether the items go down other branches too, where they may not be done yet."""
 

@@ -117,8 +117,8 @@ class SqliteSink:
             self._check_source(part.source)
             if not part.acknowledges:
                 raise self._refusal(
-                    f"source {part.source!r} is a plain iterable, whose offsets begin at 0 in every run, so that rows of "
-                    "another run would count as written (open_checkpointed() reads one with offsets that last)"
+                    f"source {part.source!r} is a plain iterable, whose offsets begin at 0 in every run, so that "
+                    "rows of another run would count as written (open_checkpointed() reads one with offsets that last)"
                 )
             if part.children:
                 raise self._refusal(f"several rows may come from one item of source {part.source!r} (flat_map)")

@@ -78,7 +78,7 @@ class Statements:
                 return self._columns, [row[name] for name in self._columns]
             except KeyError as error:
                 raise ValueError(f"the row has no {error.args[0]!r}") from None
-        if isinstance(row, (str, bytes)) or not isinstance(row, Sequence):  # who has no checker gives anything
+        if isinstance(row, (str, bytes)) or not hasattr(row, "__len__"):  # who has no checker gives anything
             raise ValueError(f"a row must be a mapping or a sequence of values, not {type(row).__name__}")
         if len(row) != len(self._columns):
             raise ValueError(f"the row has {len(row)} values for {len(self._columns)} columns")
