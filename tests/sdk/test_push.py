@@ -145,12 +145,13 @@ async def test_a_result_may_be_none() -> None:
         assert await all_of(batcher, [1, 2]) == [None, None]
 
 
-async def test_a_handler_without_results_answers_none() -> None:
+async def test_a_handler_that_forgot_its_results_is_named() -> None:
     async def store(items: list[int]) -> Any:
         return None
 
-    async with open_batcher(store, max_size=3) as batcher:
-        assert await all_of(batcher, [1, 2]) == [None, None]
+    async with open_batcher(store, max_size=3, name="store") as batcher:
+        with pytest.raises(BatchError, match=r"store\(\) returned None for 1 item, but the callers wait for results"):
+            await batcher.submit(1)
 
 
 async def test_items_are_not_compared() -> None:

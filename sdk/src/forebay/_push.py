@@ -171,13 +171,10 @@ class _PushExit:
     dead_lettered: Callable[[DeadLettered], None] | None
 
     def finish(self, pieces: Sequence[Piece], now: float) -> None:
-        """Hand out results; a handler without results answers `None`."""
+        """Hand out results."""
         for piece in pieces:
-            if isinstance(piece, Answer):
-                self.desk.answer(piece.slip, piece.items)
-            else:
-                assert isinstance(piece, Slip)
-                self.desk.answer(piece, [None] * len(piece.items))
+            assert isinstance(piece, Answer)
+            self.desk.answer(piece.slip, piece.items)
 
     async def forward(self, pieces: Sequence[Piece]) -> None:
         """Never called: nothing follows."""
