@@ -105,7 +105,19 @@ class _Account:
 class FeedLedger:
     """The part of the ledger that belongs to one source."""
 
-    __slots__ = ("_accounts", "_away", "_high", "_holds", "_marks", "_sending", "name", "open", "seen", "unsent")
+    __slots__ = (
+        "_accounts",
+        "_away",
+        "_epochs",
+        "_high",
+        "_holds",
+        "_marks",
+        "_sending",
+        "name",
+        "open",
+        "seen",
+        "unsent",
+    )
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -117,6 +129,7 @@ class FeedLedger:
         self._holds: dict[int, list[Hold]] = {}  # by partition, in the order they came
         self._high: dict[int, int] = {}  # by partition: one more than the highest offset seen
         self._marks: dict[int, int] = {}
+        self._epochs: dict[int, int] = {}  # by partition: that of the last chunk
         self._away: dict[int, set[int]] = {}  # offsets that went back unfinished and hold the mark where it is
 
     def opened(self, hold: Hold) -> None:
@@ -127,6 +140,9 @@ class FeedLedger:
         if chunk is None:
             return
         self._holds.setdefault(chunk.partition, []).append(hold)
+        if chunk.epoch > self._epochs.get(chunk.partition, chunk.epoch):
+            self._away.pop(chunk.partition, None)  # the partition came back, from where its source says
+        self._epochs[chunk.partition] = chunk.epoch
         highest = chunk.offsets[-1]
         if isinstance(highest, int):
             if not isinstance(chunk.offsets, range):
@@ -137,6 +153,11 @@ class FeedLedger:
         away = self._away.get(chunk.partition)
         if away:
             away.difference_update(offset for offset in chunk.offsets if isinstance(offset, int))
+
+    def gap(self) -> int:
+        """Return how many items of this source there are from the oldest that is not final to the newest."""
+        oldest = [holds[0] for holds in self._holds.values() if holds]
+        return self.seen - min((hold.first + hold.first_open() - hold.base for hold in oldest), default=self.seen)
 
     def closed(self, hold: Hold) -> None:
         """Let go of a chunk whose items are all final."""

@@ -186,11 +186,11 @@ class PipelineExit:
             feed.failures.append(redelivery)
             return None
         self._redeliver(hold, position, redelivery)
-        return hold.offset(position)
+        return _place(hold, position)
 
     def offset(self, position: int) -> Offset | None:
-        """Return the offset of the item at *position*."""
-        return self.office.ledger.hold(position).offset(position)
+        """Return a name of the item at *position*, unique over the sources of the run."""
+        return _place(self.office.ledger.hold(position), position)
 
     def shed(self, position: int, until: float) -> Offset | None:
         """Give an item that waits behind its key back to its source until then; return its offset if that works."""
@@ -204,7 +204,7 @@ class PipelineExit:
         delay = max(SHED_SECONDS, until - anyio.current_time())
         self._redeliver(hold, position, self._redelivery(hold, position, record, delay, error))
         feed.poke()
-        return hold.offset(position)
+        return _place(hold, position)
 
     def give_up(self, piece: Piece, record: Record, delay: float) -> Offset | None:
         """Return a single item to its source, because the run drains and will not live to see its next attempt.
@@ -219,7 +219,7 @@ class PipelineExit:
             error = TimeoutError("the run drained while the item waited for another attempt")
             hold.feed.redeliver(self._redelivery(hold, position, record, delay, error))
         self.office.ledger.settle(position, position + 1, self.route.leaves[0], "redelivered")
-        return None if hold.chunk is None else hold.offset(position)
+        return None if hold.chunk is None else _place(hold, position)
 
     def _redeliver(self, hold: Hold, position: int, redelivery: Redelivery) -> None:
         hold.feed.redeliver(redelivery)
@@ -258,6 +258,11 @@ class PipelineExit:
                     last = origin
                 offsets.append(hold.offset(position))
         return tuple(parts)
+
+
+def _place(hold: Hold, position: int) -> str:
+    partition = 0 if hold.chunk is None else hold.chunk.partition
+    return f"{hold.feed.name}/{partition}/{hold.offset(position)}"
 
 
 def _attempts(count: int) -> str:

@@ -60,7 +60,6 @@ class ReaderFeed:
     _went_directly: bool = False
     _ended: bool = False
     _watch: LoopWatch = field(init=False)
-    _waiting: anyio.CancelScope | None = None
     _mapped: Step | None = None
     """The first step where it is a map and nobody needs the items as they came: it runs with the source."""
 
@@ -73,10 +72,9 @@ class ReaderFeed:
             self._mapped = steps[0]
 
     def stop(self) -> None:
-        """Take no more items; what has been taken goes on."""
+        """Read no more; what has been read goes on."""
         self.stopped = True
-        if self._waiting is not None:
-            self._waiting.cancel()
+        self.reader.stop()
 
     async def pump(self) -> None:
         """Run until the source is at its end, or `stop` is called."""
@@ -87,7 +85,7 @@ class ReaderFeed:
         if self.direct is not None:
             self.direct.describe_in(self._slot)
         last_yield = perf_counter()
-        while not (self.stopped or self._ended):
+        while not self._ended:
             if inbox is not None and not inbox.fits(size, 0):
                 await self._wait_room(inbox, size)
                 last_yield = perf_counter()
@@ -232,10 +230,7 @@ class ReaderFeed:
         await event.wait()
 
     async def _wait_ready(self) -> None:
-        with anyio.CancelScope() as self._waiting:
-            if not self.stopped:
-                await self.reader.wait_ready()
-        self._waiting = None
+        await self.reader.wait_ready()
 
 
 @define(eq=False)
@@ -367,7 +362,7 @@ class SessionFeed:
             if inbox.max_bytes is not None and inbox.held and inbox.held_bytes >= inbox.max_bytes:
                 return 0
             room = min(max(inbox.max_items - inbox.held, 1), max(FETCH_ITEMS, self.route.max_size))
-        return max(0, min(room, self.max_gap - self.ledger.span()))
+        return max(0, min(room, self.max_gap - self.account.gap()))
 
     def _room_bytes(self) -> int | None:
         inbox = self.route.inbox
@@ -517,16 +512,22 @@ class SessionFeed:
         self._lingers = bool(self.account.unsent)
         if self._lingers:
             until = min(until, anyio.current_time() + (LINGER_SECONDS if self.account.open else 0))
+        failure: Exception | None = None
         with anyio.CancelScope(deadline=until) as self._waiting:
             if room:
                 self._listens = True
-                await self.session.wait_ready()
+                try:
+                    await self.session.wait_ready()
+                except Exception as error:
+                    failure = error
             else:
                 self._ask_for_room()
                 # An event, because cutting off a wait costs several times as much as ending one.
                 self._poked = anyio.Event()
                 await self._poked.wait()
         self._waiting, self._poked, self._listens = None, None, False
+        if failure is not None:
+            await self._trouble(failure)
 
     def _ask_for_room(self) -> None:
         inbox = self.route.inbox

@@ -58,7 +58,7 @@ class BatchContext:
     """Where the items came from, in the order of the items. Empty for items that were submitted."""
 
 
-_context: ContextVar[Callable[[], BatchContext] | None] = ContextVar("forebay_batch", default=None)
+_context: ContextVar[Callable[[], BatchContext | None] | None] = ContextVar("forebay_batch", default=None)
 
 
 def current_batch() -> BatchContext:
@@ -70,12 +70,13 @@ def current_batch() -> BatchContext:
         RuntimeError: no handler is running here.
     """
     describe = _context.get()
-    if describe is None:
+    context = None if describe is None else describe()
+    if context is None:
         raise RuntimeError("current_batch() was called outside a handler; call it in a function given to a stage")
-    return describe()
+    return context
 
 
-def set_context(describe: Callable[[], BatchContext]) -> None:
+def set_context(describe: Callable[[], BatchContext | None]) -> None:
     """Let `current_batch` answer with *describe* in this task."""
     _context.set(describe)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
+import anyio
+
 from forebay._batcher import Piece, Record
 from forebay._types import Offset
 
@@ -28,6 +30,10 @@ def _unknown(position: int) -> Offset | None:
 
 def _all_fit(taken: Sequence[Piece], piece: Piece) -> int:
     return len(piece.items)
+
+
+GRACE_SECONDS = 30.0
+"""How much later than promised an item that went back may come again; after that others do not wait for it."""
 
 
 class Lanes:
@@ -69,7 +75,9 @@ class Lanes:
         self.shed = shed
         self.offset = offset
         self._blocked: dict[str, float] = {}  # by key: when the item that failed is tried again
-        self._away: dict[str, list[Offset]] = {}  # by key: what went back and has not come again, in order
+        self._away: dict[
+            str, list[tuple[Offset, float]]
+        ] = {}  # by key: what went back and when it comes again, in order
         self.waiting = 0  # items that wait behind a busy key
         self.peak = 0
         self.ready: deque[Piece] = deque()  # heads of their lanes, to be run next
@@ -108,22 +116,28 @@ class Lanes:
         return Piece(items_out, positions=positions_out, keys=keys_out, since=piece.since)
 
     def _comes_again(self, key: str, position: int) -> bool:
-        """Return whether the item is the next of those that went back; if not, it goes back (again)."""
+        """Return whether the item may run: it is the next of those that went back. If not, it goes back (again)."""
         away = self._away[key]
+        now = anyio.current_time()
+        while away and away[0][1] + GRACE_SECONDS < now:
+            del away[0]  # somebody else has finished it
         offset = self.offset(position)
-        if offset == away[0]:
-            del away[0]
+        if not away or offset == away[0][0]:
+            del away[:1]
             if not away:
                 del self._away[key]
             return True
-        if offset not in away:
-            gone = self.shed(position, self._blocked.get(key, 0.0))
-            if gone is None:
-                return True  # it has no source to wait in
-            away.append(gone)
-        elif self.shed(position, self._blocked.get(key, 0.0)) is None:
-            away.remove(offset)
+        until = self._blocked.get(key, 0.0)
+        gone = self.shed(position, until)
+        place = next((index for index, (other, _) in enumerate(away) if other == offset), None)
+        if gone is None:  # it has no source to wait in
+            if place is not None:
+                del away[place]
             return True
+        if place is None:
+            away.append((gone, max(until, now)))
+        else:
+            away[place] = (gone, max(until, now))
         return False
 
     def _queue(self, key: str, waiting: _Waiting, *, front: bool) -> None:
@@ -134,7 +148,7 @@ class Lanes:
             gone = self.shed(waiting[1], self._blocked[key])
             if gone is not None:
                 away = self._away.setdefault(key, [])
-                away.insert(0 if front else len(away), gone)
+                away.insert(0 if front else len(away), (gone, self._blocked[key]))
                 return
         lane.append(waiting)
         self._count_waiting(1)
@@ -193,9 +207,9 @@ class Lanes:
             lane = self._busy.pop(key, None) or deque()
             self._blocked[key] = until
             away = self._away.setdefault(key, [])
-            away.insert(0, offset)
+            away.insert(0, (offset, until))
             behind = [(self.shed(waiting[1], until), waiting) for waiting in lane]
-            away[1:1] = [gone for gone, _ in behind if gone is not None]
+            away[1:1] = [(gone, until) for gone, _ in behind if gone is not None]
             rest = deque(waiting for gone, waiting in behind if gone is None)
             self.waiting -= len(lane) - len(rest)
             if rest:  # no source to wait in: they go on
@@ -203,11 +217,27 @@ class Lanes:
                 self._promote(key, rest)
 
     def put_back(self, singles: Sequence[Piece]) -> None:
-        """Put items of busy keys in front of their lanes, in this order: they were not reached."""
+        """Put items in front of the lanes of their keys, in this order: they were not reached.
+
+        Those whose head went back to its source follow it there.
+        """
+        followed: dict[str, int] = {}
+        for single in singles:
+            assert single.keys is not None
+            assert single.positions is not None
+            key = single.keys[0]
+            if key not in self._busy and key in self._away:
+                until = self._blocked.get(key, 0.0)
+                gone = self.shed(single.positions[0], until)
+                if gone is not None:
+                    followed[key] = followed.get(key, 0) + 1
+                    self._away[key].insert(followed[key], (gone, until))
         for single in reversed(singles):
             assert single.keys is not None
             assert single.positions is not None
             key = single.keys[0]
+            if key in followed:
+                continue
             lane = self._busy.get(key)
             if lane is None:
                 lane = self._busy[key] = deque()

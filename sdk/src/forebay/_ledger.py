@@ -103,7 +103,7 @@ class Ledger:
 
     def is_open(self, position: int) -> bool:
         """Return whether the item at *position* is in hand and not final."""
-        if not self._holds or not self._bases[0] <= position < self.next:
+        if position in self.lost_holds or not self._holds or not self._bases[0] <= position < self.next:
             return False
         hold = self.hold(position)
         return position < hold.stop and position not in hold.done

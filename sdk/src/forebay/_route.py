@@ -134,6 +134,11 @@ class Route:
             for leaf in self.leaves:
                 ledger.settle_list(piece.positions, leaf)
             return
+        if piece.holes and ledger.lost_holds:  # some may be final already, as lost
+            ledger.settle_list([hole for hole in piece.holes if ledger.is_open(hole)], self.leaves[0], "filtered")
+            piece.positions = piece.listed()
+            self.settle(piece)
+            return
         for leaf in self.leaves:
             ledger.settle(piece.start, piece.stop, leaf)
         if piece.holes and ledger.leaves == 1:

@@ -22,7 +22,7 @@ from forebay._batcher import Piece
 from forebay._buffer import Buffer
 from forebay._checks import is_sink, is_source
 from forebay._clock import measuring_clock
-from forebay._errors import OrderWarning, PluginError
+from forebay._errors import ForebayError, OrderWarning, PluginError
 from forebay._exit import InlineMishaps, PipelineExit
 from forebay._feed import ReaderFeed, SessionFeed
 from forebay._handler import build_call
@@ -171,6 +171,11 @@ class Run:
             await self._finished.wait()
             tasks.cancel_scope.cancel()
         self._cut_off = self.ledger.in_hand > 0 or not self._finished.is_set()
+        if not self._finished.is_set() and not scope.draining:
+            raise ForebayError(
+                "a handler or source was cancelled from inside, which ended its task; "
+                "what it awaits must not be cancelled by others, or it must catch that"
+            )
 
     async def _pump(self, feed: ReaderFeed | SessionFeed) -> None:
         await feed.pump()
@@ -178,6 +183,8 @@ class Run:
         self._look_finished()
 
     def _look_finished(self) -> None:
+        if self.ledger.lost_holds and not any(stage.is_busy() for stage in self._stages):
+            self.ledger.lost_holds.clear()
         # The handler of an item that was lost to another member still runs to its end.
         if not self._pumping and not self.ledger.in_hand and not any(stage.running for stage in self._stages):
             self._finished.set()
@@ -218,14 +225,24 @@ class Run:
         )
         seconds = min(WIND_UP_SECONDS, max(1.0, scope.remaining())) if scope.draining else WIND_UP_SECONDS
         with anyio.CancelScope(shield=True, deadline=anyio.current_time() + seconds):
-            for account, feed in self.feeds.items():
-                try:
-                    await feed.wind_up(back.get(account, []))
-                except Exception:
-                    _logger.exception(
-                        "source %r did not take back what was in hand; it hands it out again when its claim ends",
-                        account.name,
-                    )
+            async with anyio.create_task_group() as tasks:
+                for account, feed in self.feeds.items():
+                    tasks.start_soon(self._wind_up_feed, account, feed, back.get(account, []))
+
+    async def _wind_up_feed(self, account: FeedLedger, feed: SessionFeed, back: Sequence[Deliveries]) -> None:
+        failure: str | None = "no answer in time"
+        try:
+            await feed.wind_up(back)
+            failure = None
+        except Exception as error:
+            failure = f"{type(error).__name__}: {error}"
+        finally:
+            if failure is not None:
+                _logger.warning(
+                    "source %r did not take back what was in hand (%s); it hands it out again when its claim ends",
+                    account.name,
+                    failure,
+                )
 
     # --- Building -------------------------------------------------------------------------------
 
@@ -291,7 +308,8 @@ class Run:
         if route.inbox is None or len(self.recipe.sources) > 1:
             return None
         stage = next(stage for stage in self._stages if stage.inbox is route.inbox)
-        return stage if stage.max_concurrency == 1 and stage.lanes is None and not stage.per_item else None
+        simple = stage.lanes is None and stage.inbox.weigh is None and not stage.per_item
+        return stage if simple and stage.max_concurrency == 1 else None
 
     async def _route(self, stack: AsyncExitStack, nodes: Sequence[Node], leaves: tuple[int, ...], keyed: bool) -> Route:
         """Build the way from here to the end, through *nodes*."""

@@ -49,6 +49,10 @@ class Reader(Protocol):
         """Run beside the pump for as long as the run lasts, to fill what is taken from."""
         ...
 
+    def stop(self) -> None:
+        """Read no more; what has been read can still be taken, and then the end comes."""
+        ...
+
 
 @define(eq=False)
 class IterableReader:
@@ -95,6 +99,10 @@ class IterableReader:
     async def read(self) -> None:
         """Nothing to do."""
 
+    def stop(self) -> None:
+        """Come to the end."""
+        self._iterator = iter(())
+
 
 @define(eq=False)
 class _QueuedReader:
@@ -107,6 +115,8 @@ class _QueuedReader:
     _error: Exception | None = field(default=None, init=False)
     _filled: anyio.Event | None = field(default=None, init=False)
     _emptied: anyio.Event | None = field(default=None, init=False)
+    _reading: anyio.CancelScope | None = field(default=None, init=False)
+    _stopped: bool = field(default=False, init=False)
 
     def take_mapped(self, func: Callable[[object], object], max_items: int) -> Mapped | None:
         """Not called: only what runs in the pump is mapped while it is taken."""
@@ -136,12 +146,20 @@ class _QueuedReader:
 
     async def read(self) -> None:
         """Read until the end, as far ahead as the bound allows."""
-        try:
-            await self._read_all()
-            self._ended = True
-        except Exception as error:
-            self._error = error
+        with anyio.CancelScope() as self._reading:
+            if not self._stopped:
+                try:
+                    await self._read_all()
+                except Exception as error:
+                    self._error = error
+        self._ended = True
         self._wake()
+
+    def stop(self) -> None:
+        """Read no more; what has been read can still be taken, and then the end comes."""
+        self._stopped = True
+        if self._reading is not None:
+            self._reading.cancel()
 
     async def _read_all(self) -> None:
         raise NotImplementedError
@@ -202,7 +220,7 @@ class ThreadReader(_QueuedReader):
             self._items.append(item)
             if self._filled is not None:
                 anyio.from_thread.run_sync(self._wake, token=token)
-            if len(self._items) >= self.max_items:
+            if self._stopped or len(self._items) >= self.max_items:
                 return True
         return False
 

@@ -106,12 +106,10 @@ class Stage:
             if others:
                 inbox.pass_on()
             if self._paused_until:
+                self._again.appendleft(batch)  # where a run that is cut off meanwhile finds it
                 await self._wait_pause()
-                if self._paused_until > anyio.current_time():
-                    self._again.appendleft(batch)  # another call has failed meanwhile
-                    continue
-                self._paused_until = 0.0
                 now = None
+                continue
             batch.slot = slot
             now = await self.process(batch, now)
             del batch  # freed now, while it is warm
@@ -210,8 +208,14 @@ class Stage:
 
     async def _wait_pause(self) -> None:
         await anyio.sleep(max(0.0, self._paused_until - anyio.current_time()))
+        if self._paused_until <= anyio.current_time():
+            self._paused_until = 0.0
 
     # --- Calling --------------------------------------------------------------------------------
+
+    def is_busy(self) -> bool:
+        """Return whether a batch is running or waits for another attempt."""
+        return bool(self.running or self._again or self._due)
 
     def takes_directly(self) -> bool:
         """Return whether a pump may run its batch itself instead of handing it to the worker.
@@ -221,7 +225,7 @@ class Stage:
         """
         return (
             self._call_seconds < DIRECT_SECONDS
-            and not self.in_flight
+            and not self.running  # not just in flight: between two calls a worker may wait for a store
             and not (self.inbox.parts or self._again or self._due or self._paused_until)
         )
 
@@ -241,7 +245,7 @@ class Stage:
 
     def describe_in(self, slot: list[Batch]) -> None:
         """Let `current_batch` answer in this task with the batch in *slot*."""
-        set_context(lambda: self._describe(slot[0]))
+        set_context(lambda: self._describe(slot[0]) if slot else None)
 
     async def process(self, batch: Batch, started: float | None = None) -> float:
         """Call the handler with *batch* and give every item its outcome; return the time when the call ended.
@@ -567,6 +571,8 @@ class Stage:
         for part in parts:
             if self.lanes is not None and batch.held:
                 self._hold_back(self.lanes, part, batch.held)
+            while self._paused_until:
+                await self._wait_pause()
             if part.items:
                 await self.process(part)
                 batch.held = batch.held | part.held
@@ -600,6 +606,8 @@ class Stage:
 
     def _pause(self, error: BaseException) -> None:
         """Start no call for a while: what lies behind is down, and no attempt is used up."""
+        if self._paused_until > anyio.current_time():
+            return  # calls that were under way when it began
         self._outages += 1
         policy = self.retry or Retry()
         delay = policy.delay(self._outages, error, None, self.rng)
@@ -657,11 +665,14 @@ class Stage:
 
     def _give_up(self, batch: Batch, due: float) -> None:
         delay = due - anyio.current_time()
+        departed: set[str] = set()
         for single in self.exit.scatter(batch):
             offset = self.exit.give_up(single, self.record(single, batch), delay)
             if self.lanes is not None and offset is not None:
                 self.lanes.depart(single.keys or (), offset, due)
-        self._release(batch)
+                departed.update(single.keys or ())
+        if self.lanes is not None:
+            self._release_keys(self.lanes, batch.keys() - departed)
         self.inbox.wake_one()
 
     def _describe(self, batch: Batch) -> BatchContext:
