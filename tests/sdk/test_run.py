@@ -38,7 +38,7 @@ async def test_a_drain_finishes_what_is_in_hand(kind: str) -> None:
     source: Any = {"acked": acked, "iterable": range(10_000_000), "async": later()}[kind]
     sink = FakeSink[int](latency=1)
 
-    async with forebay.open_scope() as scope:
+    async with forebay.open_scope(drain_timeout=60) as scope:
         scope.start_soon(drain_after, scope, 3.5)
         summary: Summary = (
             await forebay.pipeline(source).map_batches(sink, max_size=10, capacity=50).run(drain_timeout=60)

@@ -108,7 +108,6 @@ class FeedLedger:
     __slots__ = (
         "_accounts",
         "_away",
-        "_epochs",
         "_high",
         "_holds",
         "_marks",
@@ -129,7 +128,6 @@ class FeedLedger:
         self._holds: dict[int, list[Hold]] = {}  # by partition, in the order they came
         self._high: dict[int, int] = {}  # by partition: one more than the highest offset seen
         self._marks: dict[int, int] = {}
-        self._epochs: dict[int, int] = {}  # by partition: that of the last chunk
         self._away: dict[int, set[int]] = {}  # offsets that went back unfinished and hold the mark where it is
 
     def opened(self, hold: Hold) -> None:
@@ -140,9 +138,6 @@ class FeedLedger:
         if chunk is None:
             return
         self._holds.setdefault(chunk.partition, []).append(hold)
-        if chunk.epoch > self._epochs.get(chunk.partition, chunk.epoch):
-            self._away.pop(chunk.partition, None)  # the partition came back, from where its source says
-        self._epochs[chunk.partition] = chunk.epoch
         highest = chunk.offsets[-1]
         if isinstance(highest, int):
             if not isinstance(chunk.offsets, range):

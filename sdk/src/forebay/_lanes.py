@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
-import anyio
-
 from forebay._batcher import Piece, Record
 from forebay._types import Offset
 
@@ -26,6 +24,10 @@ def _keep(position: int, until: float) -> Offset | None:
 
 def _unknown(position: int) -> Offset | None:
     return None
+
+
+def _no_time() -> float:
+    return 0.0
 
 
 def _all_fit(taken: Sequence[Piece], piece: Piece) -> int:
@@ -50,6 +52,7 @@ class Lanes:
         "_away",
         "_blocked",
         "_busy",
+        "clock",
         "in_order",
         "max_lane",
         "max_waiting",
@@ -68,12 +71,14 @@ class Lanes:
         max_waiting: int = 10_000,
         shed: Shed = _keep,
         offset: Callable[[int], Offset | None] = _unknown,
+        clock: Callable[[], float] = _no_time,
     ) -> None:
         self.in_order = in_order  # whether a batch may hold several items of a key
         self.max_lane = max_lane  # items that may wait behind one key
         self.max_waiting = max_waiting  # items that may wait behind all keys
         self.shed = shed
         self.offset = offset
+        self.clock = clock
         self._blocked: dict[str, float] = {}  # by key: when the item that failed is tried again
         self._away: dict[
             str, list[tuple[Offset, float]]
@@ -118,7 +123,7 @@ class Lanes:
     def _comes_again(self, key: str, position: int) -> bool:
         """Return whether the item may run: it is the next of those that went back. If not, it goes back (again)."""
         away = self._away[key]
-        now = anyio.current_time()
+        now = self.clock()
         while away and away[0][1] + GRACE_SECONDS < now:
             del away[0]  # somebody else has finished it
         offset = self.offset(position)

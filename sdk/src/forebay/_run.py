@@ -399,6 +399,7 @@ class Run:
             max_waiting=self.recipe.max_blocked,
             shed=way_out.shed,
             offset=way_out.offset,
+            clock=anyio.current_time,
         )
 
     def _step(self, spec: InlineSpec, route: Route) -> Step:

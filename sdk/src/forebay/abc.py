@@ -66,7 +66,8 @@ class Session(Protocol[T_co]):
         Returns `None` at the end of the source, after which it still takes settlements.
         Idempotent by offset and epoch: settling twice is the same as once.
         A single item larger than *max_bytes* comes alone.
-        If it raises or is cut off, the same settlements are sent again.
+        If it raises or is cut off, the same settlements are sent again. When it raises something that will not pass,
+        nothing more is fetched, what is in hand is finished, and the run raises it.
         """
         ...
 
@@ -74,6 +75,7 @@ class Session(Protocol[T_co]):
         """Wait until an `exchange` may find something; cancelled at will, takes nothing.
 
         May return early. A source that cannot know sleeps for its poll interval.
+        If it raises something that may pass, it is asked again after a while.
         """
         ...
 
