@@ -155,6 +155,15 @@ async def test_rows_that_may_share_an_offset_are_refused_even_if_these_do_not(tm
         assert await ids(sink) == []
 
 
+async def test_the_offsets_of_a_plain_iterable_are_refused_since_another_run_has_the_same(tmp_path: Path) -> None:
+    async with open_sqlite_sink(path=tmp_path / "c.db", table="t", columns=COLUMNS, checkpoint="a") as sink:
+        recipe = forebay.pipeline([(0, "a"), (1, "b")]).map_batches(sink, max_size=2)
+        with pytest.raises(HandlerContractError, match=r"is a plain iterable.*open_checkpointed\(\) reads one"):
+            await recipe.run()
+
+        assert await ids(sink) == []
+
+
 async def test_behind_flat_map_a_run_ends_with_nothing_written_dead_lettered_or_done(tmp_path: Path) -> None:
     path = tmp_path / "c.db"
     async with (
