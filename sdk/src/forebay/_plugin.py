@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import os
+import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from attrs import field, frozen
@@ -68,15 +71,31 @@ def named(plugin: object) -> Candidate:
 
 def installed() -> dict[str, EntryPoint]:
     """Return the entry points of installed plugins, by name; two of one name are refused."""
-    from importlib.metadata import entry_points
-
     found: dict[str, EntryPoint] = {}
-    for point in entry_points(group=GROUP):
+    for point in _scan(tuple((folder, _changed_at(folder)) for folder in sys.path)):
         other = found.setdefault(point.name, point)
         if other.value != point.value:
             both = " and ".join(f"{one.value} of {_package(one)[0]}" for one in (other, point))
             raise TakenError(f"two installed plugins are named {point.name!r}: {both}; uninstall one of them")
     return found
+
+
+@lru_cache(maxsize=4)
+def _scan(folders: tuple[tuple[str, float], ...]) -> tuple[EntryPoint, ...]:
+    """Return what is installed in *folders*, which are named with the times of their last change.
+
+    Remembered because every run asks: reading the metadata of all that is installed takes some milliseconds.
+    """
+    from importlib.metadata import entry_points
+
+    return tuple(entry_points(group=GROUP))
+
+
+def _changed_at(folder: str) -> float:
+    try:
+        return os.stat(folder or ".").st_mtime
+    except OSError:
+        return 0.0
 
 
 def _package(point: EntryPoint) -> tuple[str | None, str | None]:

@@ -79,7 +79,7 @@ class Stage:
     _advised: bool = False
     _occupied: bool = False
     """Whether a pump runs a batch itself."""
-    _call_seconds: float = 1.0
+    _call_seconds: float = 0.001
     """Length of a call, as the last ones went."""
     _mean_item: float = 1.0
     """Smoothed seconds of one item, for handlers of single items."""
@@ -274,7 +274,7 @@ class Stage:
         if self.per_item:
             self._mean_item += 0.2 * (seconds / count - self._mean_item)
         # Rises at once and falls slowly: one call that waits is reason enough to use the workers.
-        self._call_seconds = max(seconds, 0.8 * self._call_seconds + 0.2 * seconds)
+        self._call_seconds = max(seconds, 0.5 * self._call_seconds + 0.5 * seconds)
         try:
             outcomes = self._check(results, count) if error is None else self._attributed(error, count)
         except HandlerContractError as broken:
