@@ -115,7 +115,7 @@ class ReaderFeed:
                 await self._flush(gather)
             ended = perf_counter()
             if ended - started < SLICE_SECONDS / 2:
-                share = min(2 * share, size if self._went_directly else 8 * size)
+                share = min(2 * share, 4 * size if self._went_directly else 8 * size)
             elif ended - started > 2 * SLICE_SECONDS:
                 share = max(1, share // 2)
             if ended - last_yield > SLICE_SECONDS:
