@@ -85,6 +85,10 @@ class Exit(Protocol):
         """Return whether all items of *piece* still wait for an outcome from here."""
         ...
 
+    def ended(self, batch: Batch) -> None:
+        """The call of *batch* is over and each of its items has had its outcome from it."""
+        ...
+
     def failures_before(self, piece: Piece, index: int) -> int:
         """Return how often the item failed before this run had it."""
         ...

@@ -159,6 +159,15 @@ class PipelineExit:
         ledger = self.office.ledger
         return not ledger.lost_holds or not any(position in ledger.lost_holds for position in piece.listed())
 
+    def ended(self, batch: Batch) -> None:
+        """Forget where items came from that were lost while they were in *batch*, unless others may still ask."""
+        ledger = self.office.ledger
+        if ledger.lost_holds and ledger.leaves == 1 and self.route.inbox is None:
+            for piece in batch.pieces:
+                if piece.family is None:
+                    for position in piece.listed():
+                        ledger.lost_holds.pop(position, None)
+
     def failures_before(self, piece: Piece, index: int) -> int:
         """Return how often the item failed before this run had it."""
         position = piece.position(index)

@@ -283,6 +283,10 @@ class SessionFeed:
         elif self._waiting is not None and self._listens:
             self._waiting.cancel()
 
+    def has_rest(self) -> bool:
+        """Return whether something waits to be sent on."""
+        return bool(self._rest)
+
     def _has_room(self) -> None:
         self._asked_for_room = False
         self.poke()

@@ -242,6 +242,9 @@ class _PushExit:
         """Return `True`: what was submitted stays here."""
         return True
 
+    def ended(self, batch: Batch) -> None:
+        """Nothing is remembered of items."""
+
     def failures_before(self, piece: Piece, index: int) -> int:
         """Return 0: what is submitted is new."""
         return 0

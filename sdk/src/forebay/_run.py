@@ -183,11 +183,15 @@ class Run:
         self._look_finished()
 
     def _look_finished(self) -> None:
-        if self.ledger.lost_holds and not any(stage.is_busy() for stage in self._stages):
-            self.ledger.lost_holds.clear()
+        if self.ledger.lost_holds and not self._has_items():
+            self.ledger.lost_holds.clear()  # nobody is left who could ask where an item came from
         # The handler of an item that was lost to another member still runs to its end.
         if not self._pumping and not self.ledger.in_hand and not any(stage.running for stage in self._stages):
             self._finished.set()
+
+    def _has_items(self) -> bool:
+        """Return whether any item is on its way, also one that was lost to another member."""
+        return any(stage.is_busy() for stage in self._stages) or any(feed.has_rest() for feed in self.feeds.values())
 
     def _final(self, hold: Hold, count: int) -> None:
         self._latency.add(self.ledger.now - hold.fetched_at, count)

@@ -214,8 +214,10 @@ class Stage:
     # --- Calling --------------------------------------------------------------------------------
 
     def is_busy(self) -> bool:
-        """Return whether a batch is running or waits for another attempt."""
-        return bool(self.running or self._again or self._due)
+        """Return whether anything runs here or waits, for whatever reason."""
+        if self.running or self._again or self._due or self.inbox.parts:
+            return True
+        return self.lanes is not None and bool(self.lanes.waiting or self.lanes.ready)
 
     def takes_directly(self) -> bool:
         """Return whether a pump may run its batch itself instead of handing it to the worker.
@@ -298,6 +300,7 @@ class Stage:
         else:
             await self._settle_each(batch, outcomes, ended)
         del self.running[batch]
+        self.exit.ended(batch)
         if batch.slot is not None:
             batch.slot.clear()
         return ended
