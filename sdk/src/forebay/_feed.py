@@ -255,7 +255,6 @@ class SessionFeed:
     """What the source raised; raised by the run when all that came before has its outcome."""
     failures: list[Redelivery] = field(factory=list[Redelivery])
     """Failures of items that wait here for another attempt, for the next renewal."""
-    give_backs: list[Deliveries] = field(factory=list[Deliveries])
     _waiting: anyio.CancelScope | None = None
     _poked: anyio.Event | None = None
     _listens: bool = False
@@ -322,8 +321,6 @@ class SessionFeed:
             if self._is_done():
                 return
             await self._renew_if_due()
-            if self.give_backs:
-                await self._return_items()
             busy = False
             if room or self.account.unsent:
                 busy = await self._exchange(room)
@@ -336,7 +333,7 @@ class SessionFeed:
 
     def _is_done(self) -> bool:
         """Return whether nothing more comes and the source has been told of everything."""
-        return (self.stopped or self.ended) and not (self.account.open or self.account.unsent or self.give_backs)
+        return (self.stopped or self.ended) and not (self.account.open or self.account.unsent)
 
     async def _send_rest(self) -> None:
         """Send on what could not be sent at once: there was no room, or a step failed."""
@@ -462,8 +459,8 @@ class SessionFeed:
                 await self.session.exchange(self.account.statement(), max_items=0, max_bytes=None)
                 self.account.told()
         finally:
-            if back or self.give_backs:
-                await self.session.give_back([*self.give_backs, *back], refund=True)
+            if back:
+                await self.session.give_back(back, refund=True)
 
     async def _trouble(self, error: Exception) -> None:
         """Wait before the same call is made again, or fetch no more: the run ends when what is in hand is final."""
@@ -476,14 +473,6 @@ class SessionFeed:
             self.error, self.stopped, self._troubles = error, True, 0
             return
         await anyio.sleep(Retry().delay(self._troubles, error, None, self.rng))
-
-    async def _return_items(self) -> None:
-        items, self.give_backs = self.give_backs, []
-        try:
-            await self._bounded(lambda: self.session.give_back(items, refund=True), "take items back")
-        except Exception as error:
-            self.give_backs = items + self.give_backs
-            await self._trouble(error)
 
     async def _renew_if_due(self) -> None:
         claim = self.session.claim_seconds
