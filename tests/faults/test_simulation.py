@@ -273,7 +273,6 @@ async def give_back_without_refund(self: SessionFeed, back: Sequence[Deliveries]
 
 async def give_nothing_back(self: SessionFeed, back: Sequence[Deliveries]) -> None:
     """Leave with items in hand, which are another's only when their claims lapse."""
-    self.give_backs.clear()
     await WIND_UP(self, ())
 
 
