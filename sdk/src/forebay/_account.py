@@ -18,6 +18,7 @@ class Hold:
         "feed",
         "fetched_at",
         "first",
+        "front",
         "items",
         "leaf_done",
         "open",
@@ -31,13 +32,14 @@ class Hold:
         self.base = base
         self.stop = base + count
         self.open = count  # positions that are not final yet
+        self.front = base  # all before it are final, as long as they become so in order
         self.feed = feed
         self.fetched_at = fetched_at
         self.chunk = chunk  # None for sources that keep no account: plain iterables
         self.ascending = True  # whether its offsets are sorted
         self.first = feed.seen  # offset of the first item where there is no chunk: how many came before it
         self.items: Sequence[object] | None = None  # as they came, where a dead letter may need them
-        self.some_done: Ranges | None = None  # made with the first part: most chunks become final in one piece
+        self.some_done: Ranges | None = None  # made with the first part that is out of order
         self.leaf_done: list[Ranges] | None = None  # one a branch, where the recipe has branches
 
     @property
@@ -45,11 +47,13 @@ class Hold:
         """The positions that are final."""
         if self.some_done is None:
             self.some_done = Ranges()
+            if self.front > self.base:
+                self.some_done.add_new(self.base, self.front)
         return self.some_done
 
     def first_open(self) -> int:
         """Return the first position that is not final."""
-        return self.base if self.some_done is None else self.some_done.first_missing(self.base)
+        return self.front if self.some_done is None else self.some_done.first_missing(self.base)
 
     def lowest_open(self) -> int | None:
         """Return the smallest offset that is not final; `None` where offsets are not counted numbers."""
@@ -89,17 +93,28 @@ def _at(figures: Sequence[int] | int, index: int) -> int:
     return figures if isinstance(figures, int) else figures[index]
 
 
+class _Span:
+    """Positions of one chunk that are final and have not been told yet."""
+
+    __slots__ = ("hold", "start", "stop")
+
+    def __init__(self, hold: Hold, start: int, stop: int) -> None:
+        self.hold = hold
+        self.start = start
+        self.stop = stop
+
+
 class _Account:
     """What one partition of a source has to be told under one epoch."""
 
-    __slots__ = ("ranges", "retries")
+    __slots__ = ("retries", "spans")
 
     def __init__(self) -> None:
-        self.ranges: list[tuple[Hold, int, int]] = []
+        self.spans: list[_Span] = []
         self.retries: list[Redelivery] = []
 
     def size(self) -> int:
-        return sum(stop - start for _, start, stop in self.ranges) + len(self.retries)
+        return sum(span.stop - span.start for span in self.spans) + len(self.retries)
 
 
 class FeedLedger:
@@ -110,6 +125,7 @@ class FeedLedger:
         "_away",
         "_high",
         "_holds",
+        "_last",
         "_marks",
         "_sending",
         "name",
@@ -128,6 +144,7 @@ class FeedLedger:
         self._holds: dict[int, list[Hold]] = {}  # by partition, in the order they came
         self._high: dict[int, int] = {}  # by partition: one more than the highest offset seen
         self._marks: dict[int, int] = {}
+        self._last: _Span | None = None  # what was written down last
         self._away: dict[int, set[int]] = {}  # offsets that went back unfinished and hold the mark where it is
 
     def opened(self, hold: Hold) -> None:
@@ -163,13 +180,13 @@ class FeedLedger:
         """Write down that the source has to be told of these positions."""
         chunk = hold.chunk
         assert chunk is not None, "a plain iterable is told nothing"
-        ranges = self._account(chunk.partition, chunk.epoch).ranges
         self.unsent += stop - start
-        last = ranges[-1] if ranges else None
-        if last is not None and last[0] is hold and last[2] == start:
-            ranges[-1] = (hold, last[1], stop)
-        else:
-            ranges.append((hold, start, stop))
+        last = self._last
+        if last is not None and last.hold is hold and last.stop == start:  # in order: the usual case
+            last.stop = stop
+            return
+        self._last = _Span(hold, start, stop)
+        self._account(chunk.partition, chunk.epoch).spans.append(self._last)
 
     def redeliver(self, redelivery: Redelivery) -> None:
         """Write down that an item goes back with its failure."""
@@ -195,11 +212,12 @@ class FeedLedger:
         for key, account in self._accounts.items():
             sending = self._sending.setdefault(key, account)
             if sending is not account:
-                sending.ranges += account.ranges
+                sending.spans += account.spans
                 sending.retries += account.retries
         self._accounts.clear()
+        self._last = None
         return [
-            Settlement(_joined(account.ranges), partition, epoch, self._mark(partition), tuple(account.retries))
+            Settlement(_joined(account.spans), partition, epoch, self._mark(partition), tuple(account.retries))
             for (partition, epoch), account in self._sending.items()
         ]
 
@@ -219,11 +237,11 @@ class FeedLedger:
         return self._marks[partition]
 
 
-def _joined(ranges: Iterable[tuple[Hold, int, int]]) -> Sequence[Offset]:
-    """Return the offsets of *ranges* as one range where they are consecutive, else as a list."""
+def _joined(spans: Iterable[_Span]) -> Sequence[Offset]:
+    """Return the offsets of *spans* as one range where they are consecutive, else as a list."""
     pieces: list[Sequence[Offset]] = []
-    for hold, start, stop in ranges:
-        offsets = hold.offsets(start, stop)
+    for span in spans:
+        offsets = span.hold.offsets(span.start, span.stop)
         last = pieces[-1] if pieces else None
         if isinstance(last, range) and isinstance(offsets, range) and _follows(last, offsets):
             pieces[-1] = range(last.start, offsets.stop)

@@ -107,6 +107,26 @@ class Piece(Part[object]):
         head.start, head.stop, self.start = self.start, border, border
         return head
 
+    def cut(self, size: int) -> list[Piece]:
+        """Return the items as pieces of at most *size*, in order; use these from now on and not the piece itself."""
+        count = len(self.items)
+        if count <= size:
+            return [self]
+        if self.positions is None and self.holes is None and self.keys is None and self.record is None:
+            # In one go, because every cut moves all items that are left.
+            items, base, since = self.items, self.start, self.since
+            pieces = [
+                Piece(items[start : start + size], base + start, base + start + size, since=since)
+                for start in range(0, count, size)
+            ]
+            pieces[-1].stop = self.stop
+            self.items = []
+            return pieces
+        pieces = []
+        while len(self.items) > size:
+            pieces.append(self.split(size))
+        return [*pieces, self]
+
     def extend(self, other: Piece) -> bool:
         """Take in *other* if it follows this span; return whether it did."""
         if self.positions is not None or other.positions is not None or self.stop != other.start:

@@ -19,6 +19,7 @@ def measuring_clock() -> Callable[[], float]:
     is read instead (0.1 µs). A virtual clock stands still meanwhile, and is left in charge; so is any that was
     interrupted while it was looked at.
     """
+    anyio.current_time()  # the first reading of a process takes longer
     began, loop_began = perf_counter(), anyio.current_time()
     while perf_counter() - began < _LOOK:
         pass

@@ -58,7 +58,11 @@ class PipelineExit:
     def finish(self, pieces: Sequence[Piece], now: float) -> None:
         """All items of *pieces* are done, since *now*, and nothing follows."""
         self.office.ledger.now = now
-        self.route.finish(pieces)
+        route = self.route
+        if route.arrived is not None:
+            route.arrived(pieces)
+        for piece in pieces:
+            route.settle(piece)
 
     async def forward(self, pieces: Sequence[Piece]) -> None:
         """Send results on to what follows."""

@@ -255,7 +255,8 @@ class SessionFeed:
     """What the source raised; raised by the run when all that came before has its outcome."""
     failures: list[Redelivery] = field(factory=list[Redelivery])
     """Failures of items that wait here for another attempt, for the next renewal."""
-    _waiting: anyio.CancelScope | None = None
+    waiting: anyio.CancelScope | None = None
+    """What to cancel when there is something to do, while it waits."""
     _poked: anyio.Event | None = None
     _listens: bool = False
     """Whether it waits for the source."""
@@ -269,6 +270,7 @@ class SessionFeed:
     _rest_came: anyio.Event | None = None
     _fetched: Chunk[object] | None = None
     _slot: list[Batch] = field(factory=list[Batch])
+    _last_yield: float = 0.0
 
     def stop(self) -> None:
         """Fetch no more; what is in hand goes on and is settled."""
@@ -279,8 +281,8 @@ class SessionFeed:
         """Look again at once: there is room, or the end is near."""
         if self._poked is not None:
             self._poked.set()
-        elif self._waiting is not None and self._listens:
-            self._waiting.cancel()
+        elif self.waiting is not None and self._listens:
+            self.waiting.cancel()
 
     def has_rest(self) -> bool:
         """Return whether something waits to be sent on."""
@@ -291,14 +293,13 @@ class SessionFeed:
         self.poke()
 
     def settled(self) -> None:
-        """Items of this source are in hand no more."""
-        if self._waiting is None:
-            return
+        """Items of this source are in hand no more, and it waits."""
+        assert self.waiting is not None
         if not self.account.open:
             self.poke()
         elif not self._lingers:
             self._lingers = True
-            self._waiting.deadline = min(self._waiting.deadline, anyio.current_time() + LINGER_SECONDS)
+            self.waiting.deadline = min(self.waiting.deadline, anyio.current_time() + LINGER_SECONDS)
 
     async def pump(self) -> None:
         """Fetch, settle and renew until the source is at its end, or stopped, and has been told of everything."""
@@ -313,7 +314,7 @@ class SessionFeed:
 
     async def _converse(self) -> None:
         """Talk to the source. Nothing in here waits for a stage: a claim has to be renewed in time."""
-        last_yield = perf_counter()
+        self._last_yield = perf_counter()
         if self.direct is not None:
             self.direct.describe_in(self._slot)
         while True:
@@ -326,10 +327,10 @@ class SessionFeed:
                 busy = await self._exchange(room)
             if not (busy or self._is_done()):
                 await self._wait(room)
-                last_yield = perf_counter()
-            elif perf_counter() - last_yield > SLICE_SECONDS:
+                self._last_yield = perf_counter()
+            elif perf_counter() - self._last_yield > SLICE_SECONDS:
                 await anyio.lowlevel.checkpoint()
-                last_yield = perf_counter()
+                self._last_yield = perf_counter()
 
     def _is_done(self) -> bool:
         """Return whether nothing more comes and the source has been told of everything."""
@@ -392,44 +393,43 @@ class SessionFeed:
             self.lost(self.account, self._fetched.lost)
         if not self._fetched.items:
             return False
-        pieces = self._take_in()
-        pieces.reverse()
-        while pieces:
-            await self._pass_on(pieces.pop())
+        await self._pass_on(self._take_in())
         return True
 
-    async def _pass_on(self, piece: Piece) -> None:
-        """Run *piece* here if that is the thing to do, else send it on; what needs waiting goes to the other task.
+    async def _pass_on(self, pieces: list[Piece]) -> None:
+        """Run *pieces* here if that is the thing to do, else send them on; what needs waiting goes to the other task.
 
-        It runs here only where there is no claim to renew: a call may take long although none did before.
+        They run here only where there is no claim to renew: a call may take long although none did before.
         """
-        direct = self.direct
-        if direct is not None and self.session.claim_seconds is None:
-            last_yield = perf_counter()
-            while not self._rest and direct.takes_directly():
-                whole = len(piece.items) <= self.route.max_size
-                head = piece if whole else piece.split(self.route.max_size)
-                stop = run_steps(self.route.steps, 0, head)
+        route, direct = self.route, self.direct
+        if self.session.claim_seconds is not None:
+            direct = None
+        pieces.reverse()
+        while pieces:
+            # Popped, not iterated over: a batch is freed when its handler is done, while it is warm.
+            piece = pieces.pop()
+            if self._rest:
+                self._leave([piece])
+            elif direct is not None and direct.takes_directly():
+                stop = run_steps(route.steps, 0, piece)
                 if stop is not None:
-                    self._leave([stop] if whole else [stop, piece])
-                    return
-                if len(head.items) > self.route.max_size:  # children
-                    self.route.push(head)
-                elif head.items:
-                    batch = Batch([head])
-                    del head
+                    self._leave([stop])
+                elif len(piece.items) > route.max_size:  # children
+                    route.push(piece)
+                elif piece.items:
+                    batch = Batch([piece])
+                    del piece
                     await direct.run_directly(batch, self._slot)
                     del batch
+                    if perf_counter() - self._last_yield > SLICE_SECONDS:
+                        await anyio.lowlevel.checkpoint()
+                        self._last_yield = perf_counter()
                 else:
-                    self.route.settle(head)
-                if whole:
-                    return
-                if perf_counter() - last_yield > SLICE_SECONDS:
-                    await anyio.lowlevel.checkpoint()
-                    last_yield = perf_counter()
-        rest = [piece] if self._rest else self.route.send_nowait(piece)
-        if rest:
-            self._leave(rest)
+                    route.settle(piece)
+            else:
+                rest = route.send_nowait(piece)
+                if rest:
+                    self._leave(rest)
 
     def _leave(self, rest: Sequence[Piece | Stop]) -> None:
         """Leave *rest* to the task that may wait."""
@@ -450,7 +450,9 @@ class SessionFeed:
         hold = self.ledger.register(len(items), self.account, now, chunk)
         if self.keep_items:
             hold.items = list(items)
-        return _pieces(hold, items, now)
+        pieces = _pieces(hold, items, now)
+        size = self.route.max_size
+        return [part for piece in pieces for part in piece.cut(size)] if size else pieces
 
     async def wind_up(self, back: Sequence[Deliveries]) -> None:
         """Make the last settlement and give back *back*; for the end of a run, when `pump` runs no more."""
@@ -506,7 +508,7 @@ class SessionFeed:
         if self._lingers:
             until = min(until, anyio.current_time() + (LINGER_SECONDS if self.account.open else 0))
         failure: Exception | None = None
-        with anyio.CancelScope(deadline=until) as self._waiting:
+        with anyio.CancelScope(deadline=until) as self.waiting:
             if room:
                 self._listens = True
                 try:
@@ -518,7 +520,7 @@ class SessionFeed:
                 # An event, because cutting off a wait costs several times as much as ending one.
                 self._poked = anyio.Event()
                 await self._poked.wait()
-        self._waiting, self._poked, self._listens = None, None, False
+        self.waiting, self._poked, self._listens = None, None, False
         if failure is not None:
             await self._trouble(failure)
 

@@ -134,8 +134,9 @@ class Ledger:
 
     def _finish(self, hold: Hold, index: int, start: int, stop: int, verdict: str) -> None:
         count = stop - start
-        # Where the whole chunk becomes final at once, nothing is written into it.
-        if (hold.open != count or hold.some_done is not None) and not hold.done.add_new(start, stop):
+        if hold.some_done is None and start == hold.front:  # in order: nearly always so
+            hold.front = stop
+        elif not hold.done.add_new(start, stop):
             new = list(hold.done.missing(start, stop))
             self.settled_twice += count - sum(b - a for a, b in new)
             for a, b in new:

@@ -196,7 +196,7 @@ class Run:
     def _final(self, hold: Hold, count: int) -> None:
         self._latency.add(self.ledger.now - hold.fetched_at, count)
         feed = self.feeds.get(hold.feed)
-        if feed is not None:
+        if feed is not None and feed.waiting is not None:
             feed.settled()
 
     def _stop_feeds(self) -> None:

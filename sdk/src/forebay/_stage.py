@@ -258,8 +258,9 @@ class Stage:
         started = self.clock() if started is None else started
         self.running[batch] = None
         self.in_flight += 1
-        if batch.slot is not None:
-            batch.slot[:] = [batch]
+        slot = batch.slot
+        if slot is not None:
+            slot[:] = (batch,)
         if self.lanes is not None:
             batch.held = set()
         error: Exception | None = None
@@ -276,14 +277,17 @@ class Stage:
         if self.per_item:
             self._mean_item += 0.2 * (seconds / count - self._mean_item)
         # Rises at once and falls slowly: one call that waits is reason enough to use the workers.
-        self._call_seconds = max(seconds, 0.5 * self._call_seconds + 0.5 * seconds)
-        try:
-            outcomes = self._check(results, count) if error is None else self._attributed(error, count)
-        except HandlerContractError as broken:
-            if not self.hands_out:
-                raise
-            error, outcomes = broken, None  # the callers are told; others go on
-        batch.error = None if isinstance(error, BatchFailed) else error
+        usual = self._call_seconds
+        self._call_seconds = seconds if seconds > usual else 0.5 * (usual + seconds)
+        outcomes: Sequence[object] | None = None
+        if error is not None or results is not None or not self.last or self.hands_out:
+            try:
+                outcomes = self._check(results, count) if error is None else self._attributed(error, count)
+            except HandlerContractError as broken:
+                if not self.hands_out:
+                    raise
+                error, outcomes = broken, None  # the callers are told; others go on
+            batch.error = None if isinstance(error, BatchFailed) else error
         if self.batch_done is not None:
             self.batch_done(self._info(batch, outcomes, error, started, seconds))
         if error is not None and outcomes is None:
@@ -292,7 +296,8 @@ class Stage:
             self._outages = 0
             self.metrics.done += count
             self.exit.finish(batch.pieces, ended)
-            self._release(batch)
+            if self.lanes is not None:
+                self._release(batch)
         elif OUTCOMES.isdisjoint(map(type, outcomes)):
             self._outages = 0
             self.metrics.done += count
@@ -301,8 +306,8 @@ class Stage:
             await self._settle_each(batch, outcomes, ended)
         del self.running[batch]
         self.exit.ended(batch)
-        if batch.slot is not None:
-            batch.slot.clear()
+        if slot is not None:
+            slot.clear()
         return ended
 
     def _check(self, results: object, count: int) -> Sequence[object] | None:
