@@ -78,12 +78,13 @@ class ReaderFeed:
 
     async def pump(self) -> None:
         """Run until the source is at its end, or `stop` is called."""
-        route, inbox = self.route, self.route.inbox
+        route, inbox, direct = self.route, self.route.inbox, self.direct
         size = route.max_size or FETCH_ITEMS
         gather = Gather()
         share = 16  # items taken between two looks at the clock
-        if self.direct is not None:
-            self.direct.describe_in(self._slot)
+        if direct is not None:
+            direct.describe_in(self._slot)
+        position = 0
         last_yield = perf_counter()
         while not self._ended:
             if inbox is not None and not inbox.fits(size, 0):
@@ -100,17 +101,33 @@ class ReaderFeed:
             if self.reader.blocks:
                 self._watch_taking(perf_counter() - started, slices)
             now = self.clock()
-            slices.reverse()
+            if slices:
+                position = self._register(slices, now)
+                slices.reverse()
             while slices:
                 # Popped, not iterated over: a batch is freed when its handler is done, while it is warm.
-                stop = self._take_in(slices.pop(), gather, now)
+                one = slices.pop()
+                stop = self._take_in(one, gather, position, now)
+                position += len(one.items)
                 if stop is not None:
+                    position += 1
                     await self._flush(gather)
                     await route.mend(stop)
                 elif gather.loose:
                     await self._send_loose(gather)
-                if gather.piece is not None and len(gather.piece.items) >= size:
-                    await self._send_full(gather, inbox)
+                piece = gather.piece
+                if piece is None or len(piece.items) < size:
+                    continue
+                gather.piece = None
+                if direct is not None and direct.takes_directly() and len(piece.items) == route.max_size:
+                    batch = Batch([piece])
+                    del one, piece
+                    self._went_directly = True
+                    await direct.run_directly(batch, self._slot)
+                    del batch
+                else:
+                    self._went_directly = False
+                    await self._send_full(piece, inbox)
             if gather.piece is not None and gather.piece.since + self.max_age <= now:
                 await self._flush(gather)
             ended = perf_counter()
@@ -154,15 +171,21 @@ class ReaderFeed:
             self._ended = True
         return slices
 
-    def _take_in(self, one: Mapped, gather: Gather, now: float) -> Stop | None:
-        """Enter items in the ledger, run the steps and add what is left to *gather*."""
-        items = one.items
-        count = len(items) if one.error is None else len(items) + 1
+    def _register(self, slices: Sequence[Mapped], now: float) -> int:
+        """Enter what was taken in the ledger, as one chunk; return the position of the first item."""
+        count = sum(len(one.items) for one in slices)
+        if slices[-1].error is not None:
+            count += 1
         hold = self.ledger.register(count, self.account, now)
         if self.keep_items:
-            hold.items = items
-            items = list(items)
-        piece = Piece(items, hold.base, hold.stop, since=now)
+            hold.items = [item for one in slices for item in one.items]
+        return hold.base
+
+    def _take_in(self, one: Mapped, gather: Gather, position: int, now: float) -> Stop | None:
+        """Run the steps over items, the first of which has *position*, and add what is left to *gather*."""
+        items = one.items
+        count = len(items) if one.error is None else len(items) + 1
+        piece = Piece(items, position, position + count, since=now)
         mapped = self._mapped
         first = 0
         if mapped is not None:
@@ -184,17 +207,7 @@ class ReaderFeed:
         gather.add(piece)
         return None
 
-    async def _send_full(self, gather: Gather, inbox: Buffer[Piece] | None) -> None:
-        piece = gather.flush()
-        assert piece is not None
-        direct = self.direct
-        if direct is not None and direct.takes_directly() and len(piece.items) == self.route.max_size:
-            batch = Batch([piece])
-            del piece
-            self._went_directly = True
-            await direct.run_directly(batch, self._slot)
-            return
-        self._went_directly = False
+    async def _send_full(self, piece: Piece, inbox: Buffer[Piece] | None) -> None:
         if (
             inbox is not None
             and len(piece.items) == self.route.max_size

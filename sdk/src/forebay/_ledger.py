@@ -114,8 +114,8 @@ class Ledger:
         What is final already keeps its first outcome; it is counted in `settled_twice` and ignored.
         """
         holds, bases = self._holds, self._bases
-        if holds and start == bases[0] and stop == holds[0].stop and holds[0].leaf_done is None:
-            self._finish(holds[0], 0, start, stop, verdict)  # all of the oldest chunk: nearly always so
+        if holds and bases[0] <= start and stop <= holds[0].stop and holds[0].leaf_done is None:
+            self._finish(holds[0], 0, start, stop, verdict)  # of the oldest chunk: nearly always so
             return
         while start < stop:
             index = 0 if holds and bases[0] <= start < holds[0].stop else bisect_right(bases, start) - 1

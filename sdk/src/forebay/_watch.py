@@ -9,7 +9,7 @@ from attrs import define
 
 from forebay._errors import BlockedLoopWarning
 
-SLICE_SECONDS = 0.0005
+SLICE_SECONDS = 0.001
 """How long a pump or worker goes on without a checkpoint while it has work."""
 BLOCKED_SECONDS = 0.05
 """Code that holds the event loop for longer is named in a warning."""
