@@ -122,7 +122,7 @@ class Piece(Part[object]):
             pieces[-1].stop = self.stop
             self.items = []
             return pieces
-        pieces = []
+        pieces = list[Piece]()
         while len(self.items) > size:
             pieces.append(self.split(size))
         return [*pieces, self]

@@ -57,7 +57,6 @@ class ReaderFeed:
     error: Exception | None = None
     """What the source raised; raised by the run when all that came before has its outcome."""
     _slot: list[Batch] = field(factory=list[Batch])
-    _went_directly: bool = False
     _ended: bool = False
     _watch: LoopWatch = field(init=False)
     _mapped: Step | None = None
@@ -122,17 +121,15 @@ class ReaderFeed:
                 if direct is not None and direct.takes_directly() and len(piece.items) == route.max_size:
                     batch = Batch([piece])
                     del one, piece
-                    self._went_directly = True
                     await direct.run_directly(batch, self._slot)
                     del batch
                 else:
-                    self._went_directly = False
                     await self._send_full(piece, inbox)
             if gather.piece is not None and gather.piece.since + self.max_age <= now:
                 await self._flush(gather)
             ended = perf_counter()
             if ended - started < SLICE_SECONDS / 2:
-                share = min(2 * share, 4 * size if self._went_directly else 8 * size)
+                share = min(2 * share, 4 * size)
             elif ended - started > 2 * SLICE_SECONDS:
                 share = max(1, share // 2)
             if ended - last_yield > SLICE_SECONDS:

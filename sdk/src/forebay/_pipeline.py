@@ -523,9 +523,10 @@ async def _run(
     # Loaded with the first run: a program that imports recipes and runs none does not pay for it.
     from forebay._run import Run
     from forebay.hooks import Plugins as _Plugins
+    from forebay.hooks import default_plugins
 
     check_listeners(plugins, _Plugins, observers)
-    known = _Plugins() if plugins is None else plugins
+    known = default_plugins() if plugins is None else plugins
     listeners = known.events(observers)
     run = Run(recipe, lambda kind, name: known.kind(kind).build(name), listeners, random.Random(seed))
     async with open_scope(drain_timeout=drain_timeout, name=recipe.name) as scope:

@@ -72,12 +72,17 @@ def named(plugin: object) -> Candidate:
 def installed() -> dict[str, EntryPoint]:
     """Return the entry points of installed plugins, by name; two of one name are refused."""
     found: dict[str, EntryPoint] = {}
-    for point in _scan(tuple((folder, _changed_at(folder)) for folder in sys.path)):
+    for point in _scan(installation()):
         other = found.setdefault(point.name, point)
         if other.value != point.value:
             both = " and ".join(f"{one.value} of {_package(one)[0]}" for one in (other, point))
             raise TakenError(f"two installed plugins are named {point.name!r}: {both}; uninstall one of them")
     return found
+
+
+def installation() -> tuple[tuple[str, float], ...]:
+    """Return the folders that packages are installed in, with the times of their last change."""
+    return tuple((folder, _changed_at(folder)) for folder in sys.path)
 
 
 @lru_cache(maxsize=4)

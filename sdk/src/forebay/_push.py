@@ -449,9 +449,9 @@ async def _open_store(
     if not isinstance(dead_letters, str):
         return dead_letters
     if plugins is None:
-        from forebay.hooks import Plugins as _Plugins
+        from forebay.hooks import default_plugins
 
-        plugins = _Plugins()
+        plugins = default_plugins()
     try:
         manager = plugins.dead_letter_stores.build(dead_letters)
     except PluginError as error:

@@ -11,6 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 import pluggy
@@ -29,6 +30,7 @@ from forebay._plugin import (
     check_once,
     check_plugin,
     implemented,
+    installation,
     installed,
     load,
     named,
@@ -255,6 +257,16 @@ class _BuiltIn:
         from forebay._state import open_memory_state
 
         register("memory", open_memory_state)
+
+
+def default_plugins() -> Plugins:
+    """Return the installed plugins, for runs that were given none; set up once until something is installed."""
+    return _default_plugins(installation(), os.environ.get(DISABLE_VARIABLE, ""))
+
+
+@lru_cache(maxsize=1)
+def _default_plugins(installed_in: object, disabled: str) -> Plugins:
+    return Plugins()
 
 
 class Plugins:
