@@ -25,10 +25,12 @@ NAMES = [
     "BatchFailed",
     "BatchPart",
     "BatchSizeError",
+    "BatchTooLargeError",
     "Batcher",
     "BatcherClosedError",
     "BatcherStatistics",
     "BlockedLoopWarning",
+    "Bounds",
     "Category",
     "ChannelClosedError",
     "ChannelStatistics",
@@ -38,6 +40,7 @@ NAMES = [
     "EngineError",
     "Failed",
     "ForebayError",
+    "Goal",
     "HandlerContractError",
     "ItemDroppedError",
     "LostOwnershipError",
@@ -56,6 +59,7 @@ NAMES = [
     "SettlementError",
     "Summary",
     "TimeLimitError",
+    "Tuning",
     "WorkerDiedError",
     "current_batch",
     "open_batcher",
@@ -82,6 +86,23 @@ def public_names(module: ModuleType) -> set[str]:
 def test_the_main_door_has_just_these_names() -> None:
     # A name here is a promise: add to the list on purpose only, and with a note of the change.
     assert sorted(public_names(forebay)) == sorted(NAMES)
+
+
+def test_the_main_door_lists_its_names_before_they_are_loaded() -> None:
+    code = "import json, forebay; print(json.dumps(dir(forebay)))"
+
+    listed = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
+
+    assert {*NAMES, "abc", "hooks", "testing"} <= set(listed)
+    assert listed == sorted(listed)
+
+
+def test_the_other_doors_are_reached_through_the_main_one() -> None:
+    code = "import forebay; print(forebay.abc.__name__, forebay.hooks.__name__, forebay.testing.__name__)"
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout == "forebay.abc forebay.hooks forebay.testing\n"
 
 
 @pytest.mark.parametrize("door", [forebay, forebay.abc, forebay.hooks, forebay.testing])

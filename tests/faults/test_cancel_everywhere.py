@@ -25,6 +25,7 @@ from forebay.testing import (
     ScriptedSource,
     cancel_at_every_step,
 )
+from tests.support.controllers import WanderingFactory
 
 cuts = pytest.mark.parametrize(
     ("backend", "how"), [("asyncio", "scope"), ("asyncio", "task"), ("asyncio", "timeout"), ("trio", "scope")]
@@ -121,6 +122,12 @@ def down_two_branches(bench: Bench) -> Any:
     )
 
 
+def steered_anywhere(bench: Bench) -> Any:
+    return forebay.pipeline(bench.source, dead_letters=bench.letters, retry=RETRY).map_batches(
+        bench.store, max_size=4, max_concurrency=3, control=WanderingFactory(1)
+    )
+
+
 ALL_STEPS = {(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1), (5, 0)}
 KEYED = {0, 1, 2, 4, 5}
 BRANCHES = KEYED | {("copy", item) for item in (0, 1, 3, 4, 5)}
@@ -183,8 +190,8 @@ def origin(effect: Any) -> int:
 @cuts
 @pytest.mark.parametrize(
     ("recipe", "effects"),
-    [(through_all_steps, ALL_STEPS), (by_key, KEYED), (down_two_branches, BRANCHES)],
-    ids=["all steps", "by key", "branches"],
+    [(through_all_steps, ALL_STEPS), (by_key, KEYED), (down_two_branches, BRANCHES), (steered_anywhere, KEYED)],
+    ids=["all steps", "by key", "branches", "steered"],
 )
 def test_a_pull_run_that_is_cut_off_anywhere_leaves_nothing_stranded_or_settled_twice(
     recipe: Recipe, effects: set[Any], backend: BackendName, how: How
@@ -200,6 +207,7 @@ class Push:
     """Five callers of a batcher; the block is cut off and, unless they are *patient*, the callers with it."""
 
     patient: bool
+    steering: dict[str, Any] = field(factory=lambda: {"max_size": 2})
     answers: dict[int, object] = field(factory=dict[int, object])
     begun: set[int] = field(factory=set[int])
     seen: Counter[int] = field(factory=Counter[int])
@@ -212,7 +220,7 @@ class Push:
                 await anyio.sleep(0.35)
 
     def _open(self) -> Any:
-        return forebay.open_batcher(self._process, max_size=2, capacity=3, retry=RETRY)
+        return forebay.open_batcher(self._process, capacity=3, retry=RETRY, **self.steering)
 
     async def _process(self, items: list[int]) -> list[int | Failed]:
         await anyio.sleep(0.1)
@@ -257,6 +265,17 @@ def test_a_push_run_that_is_cut_off_anywhere_answers_every_caller(
     patient: bool, backend: BackendName, how: How
 ) -> None:
     report = cancel_at_every_step(lambda: Push(patient), backend=backend, how=how)
+
+    report.raise_failures()
+    assert report.steps > 20
+
+
+@cuts
+def test_a_push_run_whose_limits_go_anywhere_answers_every_caller_too(backend: BackendName, how: How) -> None:
+    def push() -> Push:
+        return Push(True, {"max_size": 3, "max_concurrency": 2, "control": WanderingFactory(2)})
+
+    report = cancel_at_every_step(push, backend=backend, how=how)
 
     report.raise_failures()
     assert report.steps > 20

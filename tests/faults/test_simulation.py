@@ -19,13 +19,14 @@ import anyio
 import pytest
 
 import forebay
-from forebay import Again, BatchFailed, Dropped, EngineError, Failed, Retry, _feed, _stage
+from forebay import Again, BatchFailed, Dropped, EngineError, Failed, Retry, _feed, _route, _stage
 from forebay._account import FeedLedger
 from forebay._batch import Batch, Dead
 from forebay._dead_letter import MemoryDeadLetterStore
 from forebay._exit import PipelineExit
 from forebay._feed import SessionFeed
 from forebay._stage import Stage
+from forebay._waiting import Waiting
 from forebay.abc import DeadLetter, Deliveries, Outcome
 from forebay.hooks import Plugins
 from forebay.testing import run_virtual
@@ -44,6 +45,7 @@ def same_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no task yield because the machine is slow, and keep the log of failures that are meant quiet."""
     monkeypatch.setattr(_stage, "SLICE_SECONDS", math.inf)
     monkeypatch.setattr(_feed, "SLICE_SECONDS", math.inf)
+    monkeypatch.setattr(_route, "SLICE_SECONDS", math.inf)
     monkeypatch.setattr(logging.getLogger("forebay"), "level", logging.CRITICAL)
 
 
@@ -292,7 +294,7 @@ async def bury_without_a_letter(self: PipelineExit, dead: Sequence[Dead], batch:
         self.route.settle_positions(one.piece.listed(), "dead")
 
 
-def forget_the_retry(self: Stage, batch: Batch, delay: float) -> None:
+def forget_the_retry(self: Waiting, batch: Batch, delay: float) -> None:
     """Let what waits for another attempt wait for ever."""
 
 
@@ -306,7 +308,7 @@ PLANTED: list[tuple[type, str, Callable[..., Any], str]] = [
     (FeedLedger, "told", tell_again, "settled again"),
     (FeedLedger, "_mark", mark_the_highest, "mark [0-9]+ passes"),
     (PipelineExit, "set_aside", bury_without_a_letter, "settled without effect"),
-    (Stage, "_schedule", forget_the_retry, "TimeoutError"),
+    (Waiting, "schedule", forget_the_retry, "TimeoutError"),
 ]
 
 

@@ -2,6 +2,7 @@ import random
 from collections import Counter, deque
 from collections.abc import Sequence
 
+import pytest
 from attrs import define, field
 from hypothesis import given
 from hypothesis import strategies as st
@@ -102,6 +103,34 @@ def test_a_list_is_split_like_its_items(entries: list[tuple[int, str]], data: st
     assert pairs(piece) == before[count:]
     assert head.listed() + piece.listed() == positions == [position for position, _ in entries]
     assert (head.record, head.since) == (record, 3.0)
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        Piece(list("abcde"), 3, 8),
+        Piece(list("abcde"), 3, 8, keys=list("klmno")),
+        Piece(list("abcde"), 3, 10, holes=[4, 9]),
+        Piece(list("abcde"), positions=[3, 3, 4, 7, 9]),
+        Piece(list("abcde"), 3, 8, record=Record(failures=2)),
+    ],
+    ids=["span", "keys", "holes", "list", "record"],
+)
+def test_a_piece_is_cut_in_parts_that_stand_for_the_same_positions(piece: Piece) -> None:
+    before, record, stop = pairs(piece), piece.record, piece.stop
+
+    parts = piece.cut(2)
+
+    assert [len(part.items) for part in parts] == [2, 2, 1]
+    assert [pair for part in parts for pair in pairs(part)] == before
+    assert all(part.record is record for part in parts)
+    assert parts[-1].stop == stop
+
+
+def test_a_piece_that_is_small_enough_is_not_cut() -> None:
+    piece = Piece(["a", "b"], 3, 5, keys=["k", "l"])
+
+    assert piece.cut(2) == [piece]
 
 
 def test_a_piece_of_results_stands_for_the_same_positions() -> None:

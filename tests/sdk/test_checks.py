@@ -11,7 +11,7 @@ import pytest
 import forebay
 from forebay import ClosedPipeline, MemoryQueue, Pipeline, Retry
 from forebay._checks import a, default_concurrency, is_iterable, is_sink, is_source, returns_none, without_password
-from forebay.testing import FakeDeadLetterStore, FakeSink, ScriptedSource
+from forebay.testing import FakeDeadLetterStore, FakeSink, RecordingObserver, ScriptedSource
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -38,7 +38,7 @@ WRONG_BATCH_OPTIONS: list[tuple[dict[str, object], type[Exception], str]] = [
     ({"max_size": True}, TypeError, "max_size must be a whole number, not True"),
     ({"max_size": 2.5}, TypeError, "max_size must be a whole number, not 2.5"),
     ({"max_concurrency": 0}, ValueError, "max_concurrency must be at least 1, not 0"),
-    ({"max_concurrency": None}, TypeError, "max_concurrency must be a whole number, not None"),
+    ({"max_concurrency": 1.5}, TypeError, "max_concurrency must be a whole number, not 1.5"),
     ({"capacity": 0}, ValueError, "capacity must be at least 1, not 0"),
     ({"max_age": -1}, ValueError, "max_age must be at least 0 seconds, not -1"),
     ({"max_age": "1"}, TypeError, "max_age must be a number of seconds, not '1'"),
@@ -202,6 +202,50 @@ def test_each_wrong_option_of_a_pipeline_has_its_sentence(
     assert str(raised.value) == sentence
 
 
+@pytest.mark.parametrize(
+    ("what", "use"),
+    [
+        ("source", forebay.pipeline),
+        ("the function given to map_batches", functools.partial(untyped.map_batches, max_size=5)),
+    ],
+)
+def test_a_context_manager_that_was_not_entered_is_refused(what: str, use: Callable[[Any], object]) -> None:
+    with pytest.raises(TypeError) as raised:
+        use(forebay.open_memory_dead_letters())
+
+    assert str(raised.value) == (
+        f"{what} is a context manager that was not entered; write `async with open_...(...) as it:` "
+        "around the run and pass `it`"
+    )
+
+
+def test_an_option_that_is_nearly_right_is_shown_the_right_one() -> None:
+    with pytest.raises(TypeError) as raised:
+        untyped.map(double, max_concurency=4)
+
+    assert str(raised.value) == "map() has no argument 'max_concurency'; did you mean 'max_concurrency'?"
+
+
+def test_an_option_like_no_other_is_shown_all_there_are() -> None:
+    with pytest.raises(TypeError) as raised:
+        untyped.filter(one, colour="red")
+
+    assert str(raised.value).startswith("filter() has no argument 'colour' (it has control, dead_letters, goal, max")
+
+
+@pytest.mark.anyio
+async def test_listeners_of_a_run_are_wrapped_as_plugins_or_listed() -> None:
+    with pytest.raises(TypeError) as of_plugins:
+        await untyped.run(plugins=functools)
+    with pytest.raises(TypeError) as of_observers:
+        await untyped.run(observers=RecordingObserver)
+
+    assert str(of_plugins.value) == (
+        f"plugins must be a forebay.hooks.Plugins, not {functools!r:.100}; wrap it: Plugins(my_module)"
+    )
+    assert str(of_observers.value) == f"observers must be a list of objects, not {RecordingObserver!r:.100}"
+
+
 def test_one_branch_is_no_branching() -> None:
     with pytest.raises(ValueError, match=r"^branch\(\) needs at least 2 branches, not 1$"):
         start.branch(lambda items: items)
@@ -275,6 +319,18 @@ def test_a_function_that_returns_none_makes_the_pipeline_end() -> None:
     assert not returns_none(start.map)
     assert isinstance(start.map_batches(sink, max_size=1), ClosedPipeline)
     assert isinstance(start.map_batches(handle, max_size=1), Pipeline)
+
+
+def test_a_function_whose_annotations_cannot_be_read_is_taken_for_one_with_results() -> None:
+    class Wrapper:
+        """Calls another object, as a proxy does, and has no annotations."""
+
+        def __call__(self, items: list[int]) -> None: ...
+
+    class Proxy:
+        __call__ = Wrapper()
+
+    assert not returns_none(Proxy())
 
 
 def test_sinks_are_told_from_files_and_functions() -> None:

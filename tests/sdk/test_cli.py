@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from forebay import Summary
 from forebay._cli import main
+from forebay.abc import Limits, LimitsInfo, Quantiles
 
 Install = Callable[[str, str], None]
 
@@ -210,3 +212,40 @@ def test_the_module_runs_as_a_program() -> None:
     done = subprocess.run([sys.executable, "-m", "forebay", "--version"], capture_output=True, text=True)
 
     assert (done.returncode, done.stdout, done.stderr) == (0, f"forebay {version('forebay')}\n", "")
+
+
+# --- forebay explain ----------------------------------------------------------------------------
+
+
+def test_explain_prints_the_story_of_a_saved_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOREBAY_DISABLE_PLUGINS", ",".join(point.name for point in entry_points(group="forebay")))
+    before, after = Limits(64, 8, 0.0), Limits(64, 5, 0.0)
+    moves = [LimitsInfo("orders", "enrich", before, after, "p99 210 ms over goal 200 ms", 1e9)]
+    summary = Summary(
+        *("orders", "orders-1", 3, 3, 0, 0, 0, 0, 0, 0, 0, 1.5, Quantiles(), True, ()), moves=moves, moves_made=1
+    )
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps(summary.as_dict()))
+
+    code = main(["explain", str(file)])
+
+    assert (code, capsys.readouterr().out) == (0, f"{summary.explain()}\n")
+    assert summary.explain().endswith("enrich: concurrency 8 -> 5: p99 210 ms over goal 200 ms")
+
+
+@pytest.mark.parametrize("content", [b"no json", b"[]", b'{"seen": 3}', b"\xff\xfe", None])
+def test_explain_says_what_is_wrong_with_a_file(
+    content: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOREBAY_DISABLE_PLUGINS", ",".join(point.name for point in entry_points(group="forebay")))
+    file = tmp_path / "run.json"
+    if content is not None:
+        file.write_bytes(content)
+
+    code = main(["explain", str(file)])
+
+    out, err = capsys.readouterr()
+    assert (code, out) == (1, "")
+    assert err.startswith(f"forebay explain: cannot read {file}: ")

@@ -1,5 +1,6 @@
 import inspect
 import pickle
+from typing import Any
 
 import pytest
 
@@ -65,6 +66,15 @@ def test_a_failed_batch_keeps_a_copy_of_the_mapping() -> None:
 def test_a_failed_batch_without_items_is_refused() -> None:
     with pytest.raises(ValueError, match=r"failures must name at least one item, not \{\}; return None"):
         BatchFailed({})
+
+
+def test_a_failed_batch_names_exceptions_and_not_their_texts() -> None:
+    texts: Any = {1: "negative"}
+
+    with pytest.raises(TypeError) as raised:
+        BatchFailed(texts)
+
+    assert str(raised.value) == "failures[1] must be an exception, not 'negative'"
 
 
 def test_a_failed_batch_survives_the_way_to_another_process() -> None:

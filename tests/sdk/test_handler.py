@@ -3,13 +3,15 @@
 import functools
 import os
 import threading
+import time
+from collections.abc import AsyncGenerator, Awaitable
 from typing import Any
 
 import anyio
 import pytest
 
 import forebay
-from forebay import Again, Dropped, Failed, HandlerContractError, TimeLimitError
+from forebay import Again, BlockedLoopWarning, Dropped, Failed, HandlerContractError, TimeLimitError
 from forebay._handler import OUTCOMES, BatchContext, build_call, current_batch, is_async, name_of, set_context
 
 pytestmark = pytest.mark.anyio
@@ -119,6 +121,45 @@ async def test_a_plain_function_of_one_item_that_returns_a_coroutine_is_named(ru
 
     assert str(raised.value) == (
         "halves() is a plain function that returned a coroutine, so nothing would await it; pass the async function"
+    )
+
+
+async def test_an_async_function_of_one_item_that_forgets_to_await_is_named() -> None:
+    async def forgetful(item: int) -> Awaitable[int]:
+        return double(item)
+
+    with pytest.raises(HandlerContractError) as raised:
+        await forebay.pipeline([1]).map(forgetful, name="f", dead_letters="memory").run()
+
+    assert str(raised.value) == "f() returned a coroutine that nobody awaited; write `return await ...` in it"
+
+
+async def test_an_async_function_of_one_item_that_returns_an_async_generator_is_named() -> None:
+    async def rows(item: int) -> AsyncGenerator[int]:
+        yield item
+
+    async def read(item: int) -> Any:
+        return rows(item)
+
+    with pytest.raises(HandlerContractError) as raised:
+        await forebay.pipeline([1]).flat_map(read, name="f", dead_letters="memory").run()
+
+    assert str(raised.value) == (
+        "f() is an async generator, which yields and returns nothing; return the result, or a list for flat_map"
+    )
+
+
+async def test_a_plain_function_that_holds_the_loop_three_times_in_a_row_is_named_once() -> None:
+    def slow(items: list[int]) -> None:
+        time.sleep(0.06)  # it holds the loop, so no virtual time can stand in
+
+    with pytest.warns(BlockedLoopWarning) as caught:
+        await forebay.pipeline(range(4)).map_batches(slow, max_size=1, name="store").run()
+
+    (warning,) = caught
+    assert str(warning.message).startswith("store() held the event loop for ")
+    assert str(warning.message).endswith(
+        " ms over 1 item; pass run_in='thread' or run_in='process' to move it off the loop"
     )
 
 

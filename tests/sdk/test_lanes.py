@@ -285,6 +285,26 @@ def test_a_piece_that_is_alone_ready_holds_its_lane_after_the_one_before_it_went
     assert ready(lanes) == [["a1"]]
 
 
+def test_items_that_were_not_reached_and_have_no_source_to_wait_in_go_on_when_their_head_went_back() -> None:
+    lanes = Lanes(in_order=True)
+    lanes.choose(keyed("a0 a1 a2"), set())
+    lanes.depart(["a"], 0, 9.0)
+
+    lanes.put_back([Piece(["a1"], positions=[1], keys=["a"]), Piece(["a2"], positions=[2], keys=["a"])])
+
+    assert ready(lanes) == [["a1", "a2"]]
+
+
+def test_an_item_that_was_not_reached_goes_on_though_one_before_it_followed_their_head() -> None:
+    lanes = Lanes(in_order=True, shed=lambda position, until: position if position == 1 else None)
+    lanes.choose(keyed("a0 a1 a2"), set())
+    lanes.depart(["a"], 0, 9.0)
+
+    lanes.put_back([Piece(["a1"], positions=[1], keys=["a"]), Piece(["a2"], positions=[2], keys=["a"])])
+
+    assert ready(lanes) == [["a2"]]
+
+
 def test_the_caller_says_how_much_of_a_ready_piece_fits() -> None:
     lanes = Lanes(in_order=True)
     lanes.choose(keyed("a0 b0"), set())

@@ -393,6 +393,18 @@ def test_an_item_with_an_engines_own_id_goes_back_without_a_mark() -> None:
     assert (settlement.offsets, settlement.mark) == (["b"], None)
 
 
+def test_an_item_with_an_engines_own_id_that_another_member_has_holds_no_mark() -> None:
+    book = Book()
+    book.fetch(["a", "b"])
+    book.feed.keep_mark(0, "a")
+    book.ledger.settle(0, 1, verdict="lost")
+
+    book.ledger.settle(1, 2)
+
+    (settlement,) = book.feed.statement()
+    assert (settlement.offsets, settlement.mark) == (["b"], None)
+
+
 def test_the_mark_does_not_pass_an_open_offset_of_a_chunk_that_is_not_sorted() -> None:
     book = Book()
     book.fetch([5, 2, 7])

@@ -13,7 +13,9 @@ import pytest
 
 import forebay
 from forebay import ClosedPipeline, HandlerContractError, Pipeline, Retry, Summary
+from forebay.abc import Limits
 from forebay.testing import FakeSink, ScriptedSource
+from tests.support.controllers import Scripted
 
 pytestmark = pytest.mark.anyio
 
@@ -541,3 +543,37 @@ async def test_a_million_items_pass_in_bounded_memory() -> None:
 
     assert taken == 50_000
     assert most <= 500 + 100 + 100
+
+
+async def test_async_functions_of_one_item_may_be_steered() -> None:
+    running = most = 0
+
+    async def later(item: int) -> int:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await anyio.sleep(0.1)
+        running -= 1
+        return item
+
+    control = Scripted([Limits(1, 5, 0.0)])
+    summary = await forebay.pipeline(range(100)).map(later, max_concurrency=20, control=control, name="later").run()
+
+    assert summary.done == 100
+    assert most == 20  # before the controller has spoken
+    assert [(move.before.concurrency, move.after.concurrency) for move in summary.moves] == [(20, 5)]
+    assert summary.seconds > 0.1 * 100 / 20
+
+
+@pytest.mark.parametrize("method", ["filter", "flat_map", "tap"])
+async def test_the_other_steps_take_the_same_options(method: str) -> None:
+    async def one(item: int) -> list[int]:
+        await anyio.sleep(0.01)
+        return [item]
+
+    control = Scripted([Limits(1, 2, 0.0)])
+    step = getattr(forebay.pipeline(range(1, 30)), method)
+    summary = await step(one, max_concurrency=4, control=control, goal=None).run()
+
+    assert summary.done == 29
+    assert len(summary.moves) == 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -23,6 +25,7 @@ from forebay import (
     BatchError,
     BatchFailed,
     BatchSizeError,
+    BatchTooLargeError,
     Dropped,
     Failed,
     ItemDroppedError,
@@ -32,8 +35,10 @@ from forebay import (
     TimeLimitError,
     open_batcher,
 )
-from forebay.abc import BatchInfo, DeadLetterFilter
+from forebay.abc import BatchInfo, Bounds, Controller, DeadLetterFilter, Goal, Limits
+from forebay.hooks import Plugins, Registry, hookimpl
 from forebay.testing import BackendName, FakeDeadLetterStore, run_virtual, wait_all_tasks_blocked
+from tests.support.controllers import Scripted, WanderingFactory
 
 pytestmark = pytest.mark.anyio
 
@@ -297,7 +302,7 @@ async def test_a_caller_that_goes_before_its_batch_starts_makes_room() -> None:
         assert batcher.statistics().submitted == 4
         assert batcher.statistics().waiting == 2
 
-    assert handler.batches == [[0], [2], [3]]
+    assert handler.batches == [[0], [2, 3]]
 
 
 # --- Callers that go ---------------------------------------------------------------------------
@@ -897,7 +902,12 @@ async def test_two_hundred_callers_lose_and_gain_nothing() -> None:
 
 
 def run_callers(
-    backend: BackendName, seed: int, plans: list[tuple[float, float | None]], capacity: int, leave: float | None
+    backend: BackendName,
+    seed: int,
+    plans: list[tuple[float, float | None]],
+    capacity: int,
+    leave: float | None,
+    steering: dict[str, Any],
 ) -> tuple[dict[int, object], list[int], set[int]]:
     """Let callers come and go as planned: (when to come, when to go); return answers, what ran, and who was cut."""
 
@@ -917,7 +927,7 @@ def run_callers(
                 cut.add(item)
 
         async with anyio.create_task_group() as tasks:
-            async with open_batcher(handler, max_size=3, max_concurrency=2, capacity=capacity) as batcher:
+            async with open_batcher(handler, max_concurrency=2, capacity=capacity, **steering) as batcher:
                 for item, (comes, goes) in enumerate(plans):
                     tasks.start_soon(call, batcher, item, comes, goes)
                 await anyio.sleep(500 if leave is None else leave)
@@ -939,11 +949,18 @@ def run_callers(
     ),
     capacity=st.integers(1, 6),
     leave=st.sampled_from([None, None, 0.0, 1.0, 2.2]),
+    steered=st.booleans(),
 )
 def test_callers_that_come_and_go_at_random_all_get_an_answer_of_their_own(
-    backend: BackendName, seed: int, plans: list[tuple[float, float | None]], capacity: int, leave: float | None
+    backend: BackendName,
+    seed: int,
+    plans: list[tuple[float, float | None]],
+    capacity: int,
+    leave: float | None,
+    steered: bool,
 ) -> None:
-    answers, ran, cut = run_callers(backend, seed, plans, capacity, leave)
+    steering = {"max_size": 6, "control": WanderingFactory(seed)} if steered else {"max_size": 3}
+    answers, ran, cut = run_callers(backend, seed, plans, capacity, leave, steering)
 
     assert set(answers) | cut == set(range(len(plans)))
     assert not set(answers) & cut
@@ -957,3 +974,184 @@ def test_callers_that_come_and_go_at_random_all_get_an_answer_of_their_own(
             assert str(answer) == str(item if item % 5 == 4 else 10 * item)
     if leave is None and all(goes is None for _, goes in plans):
         assert sorted(ran) == list(range(len(plans)))
+
+
+# --- Limits that move ---------------------------------------------------------------------------
+
+
+async def test_what_waits_is_cut_when_batches_have_to_be_smaller() -> None:
+    handler = Handler()
+    controller = Scripted([Limits(8, 1, 0.0), Limits(3, 1, 0.0)])
+    async with open_batcher(handler, max_size=8, control=controller) as batcher, anyio.create_task_group() as tasks:
+        callers = Callers(tasks, batcher)
+        await callers.start(0)
+        await callers.start(*range(1, 25))
+
+    assert handler.batches[:2] == [[0], list(range(1, 9))]
+    assert handler.batches[2:] == [[9, 10, 11], [12, 13, 14], [15, 16], [17, 18, 19], [20, 21, 22], [23, 24]]
+    assert callers.answers == {item: 10 * item for item in range(25)}
+
+
+async def test_what_waits_is_put_together_when_batches_may_be_larger() -> None:
+    handler = Handler()
+    controller = Scripted([Limits(2, 1, 0.0), Limits(2, 1, 0.0), Limits(7, 1, 0.0)])
+    async with open_batcher(handler, max_size=8, control=controller) as batcher, anyio.create_task_group() as tasks:
+        callers = Callers(tasks, batcher)
+        await callers.start(0)
+        await anyio.sleep(1)
+        await callers.start(*range(1, 18))
+
+    assert handler.batches == [[0], [1], [2, 3], [4, 5, 6, 7, 8, 9], [10, 11, 12, 13, 14, 15], [16, 17]]
+    assert callers.answers == {item: 10 * item for item in range(18)}
+
+
+@pytest.mark.parametrize("gone", [[4], [7, 8], [4, 5, 6], [4, 5, 6, 7, 8], [9]])
+async def test_a_caller_may_go_after_what_waits_was_cut(gone: list[int]) -> None:
+    handler = Handler()
+    controller = Scripted([Limits(5, 1, 0.0), Limits(2, 1, 0.0)])
+    async with (
+        open_batcher(handler, max_size=5, max_age=0, control=controller, capacity=9) as batcher,
+        anyio.create_task_group() as tasks,
+    ):
+        callers = Callers(tasks, batcher)
+        await callers.start(*range(10))
+        await anyio.sleep(2.5)  # [0] and [1, 2, 3, 4, 5] are over or run; what is behind is cut in twos
+        ran = [item for batch in handler.batches for item in batch]
+        for item in gone:
+            callers.scopes[item].cancel()
+        await wait_all_tasks_blocked()
+        waiting = batcher.statistics().waiting
+
+    assert waiting == len({*range(10)} - {*ran} - {*gone})
+    assert sorted(item for batch in handler.batches for item in batch) == sorted({*range(10)} - ({*gone} - {*ran}))
+    assert {item: answer for item, answer in callers.answers.items() if item not in gone} == {
+        item: 10 * item for item in range(10) if item not in gone
+    }
+
+
+async def test_as_many_calls_run_as_the_controller_allows() -> None:
+    running = done = 0
+    most: Counter[str] = Counter()
+    phases = {range(5): "one", range(10, 24): "four", range(30, 60): "two"}
+    controller = Scripted([Limits(1, 1, 0.0)] * 5 + [Limits(1, 4, 0.0)] * 20 + [Limits(1, 2, 0.0)])
+
+    async def h(items: list[int]) -> list[int]:
+        nonlocal running, done
+        running += 1
+        for span, phase in phases.items():
+            if done in span:
+                most[phase] = max(most[phase], running)
+        await anyio.sleep(1)
+        running -= 1
+        done += 1
+        return items
+
+    async with open_batcher(h, max_size=1, max_concurrency=4, control=controller) as batcher:
+        answers = await all_of(batcher, range(60))
+
+    assert answers == list(range(60))
+    assert most == {"one": 4, "four": 4, "two": 2}  # the user's own 4 until the controller has spoken
+
+
+async def test_a_batch_that_is_too_large_is_cut_in_two_and_its_callers_do_not_notice() -> None:
+    sizes: list[int] = []
+
+    async def h(items: list[int]) -> list[int]:
+        sizes.append(len(items))
+        await anyio.sleep(1)
+        if len(items) > 2:
+            raise BatchTooLargeError
+        return [10 * item for item in items]
+
+    async with open_batcher(h, max_size=8) as batcher:
+        answers = await all_of(batcher, range(17))
+
+    assert answers == [10 * item for item in range(17)]
+    assert max(sizes) == 8
+
+
+async def test_an_item_that_is_too_large_by_itself_fails_for_its_caller() -> None:
+    async def h(items: list[int]) -> list[int]:
+        await anyio.sleep(1)
+        if 3 in items:
+            raise BatchTooLargeError("too long")
+        return items
+
+    async with open_batcher(h, max_size=8) as batcher:
+        answers = await all_of(batcher, range(5))
+
+    assert [answer for answer in answers if not isinstance(answer, Exception)] == [0, 1, 2, 4]
+    assert (
+        repr(answers[3]) == "BatchError('test_an_item_that_is_too_large_by_itself_fails_for_its_caller.h() failed: "
+        "BatchTooLargeError: too long')"
+    )
+
+
+class Quantum:
+    """A plugin that has a controller."""
+
+    name = "quantum"
+
+    def __init__(self) -> None:
+        self.made: list[tuple[Bounds, Goal | None, Limits]] = []
+
+    @hookimpl
+    def forebay_register_controllers(self, register: Registry[Controller]) -> None:
+        def quantum(bounds: Bounds, goal: Goal | None, start: Limits) -> Controller:
+            self.made.append((bounds, goal, start))
+            return Scripted([Limits(3, 2, 0.0, reason="quantum")])
+
+        register("quantum", quantum)
+
+
+async def test_a_plugin_may_steer() -> None:
+    plugin = Quantum()
+    handler = Handler()
+
+    async with open_batcher(
+        handler, control="quantum", goal=Goal(0.5), name="h", plugins=Plugins(plugin, discover=False)
+    ) as batcher:
+        await all_of(batcher, range(10))
+
+    assert plugin.made == [(Bounds(), Goal(0.5), Limits(128, 1, 0.0))]
+    assert [move.reason for move in batcher.statistics().moves] == ["quantum"]
+
+
+async def test_a_controller_that_nobody_knows_is_named() -> None:
+    with pytest.raises(
+        PluginError, match=r"^batcher 'h', control: no controller is named 'adaptve' \(registered: fixed, "
+    ):
+        async with open_batcher(Handler(), control="adaptve", name="h", plugins=Plugins(discover=False)):
+            raise AssertionError("it is open")
+
+
+def test_a_batcher_that_is_steered_by_name_loads_no_plugins() -> None:
+    code = (
+        "import sys, anyio, forebay\n"
+        "async def double(items): return [2 * item for item in items]\n"
+        "async def main():\n"
+        "    async with forebay.open_batcher(double, control='adaptive') as batcher:\n"
+        "        print(await batcher.submit(4), 'pluggy' in sys.modules)\n"
+        "anyio.run(main)\n"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout == "8 False\n"
+
+
+async def test_moves_reach_observers() -> None:
+    class Watch:
+        def __init__(self) -> None:
+            self.moves: list[object] = []
+
+        def limits_changed(self, info: object) -> None:
+            self.moves.append(info)
+
+    watch = Watch()
+    controller = Scripted([Limits(4, 1, 0.0), Limits(5, 1, 0.0)])
+    async with open_batcher(Handler(), max_size=8, control=controller, observers=[watch]) as batcher:
+        await all_of(batcher, range(20))
+
+    assert watch.moves == list(batcher.statistics().moves)
+    assert len(watch.moves) == 2

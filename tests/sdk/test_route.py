@@ -25,12 +25,10 @@ def route_of(count: int, *, leaves: int = 1) -> tuple[Route, Ledger, Piece]:
 
 async def test_without_anything_behind_it_a_piece_is_done() -> None:
     route, ledger, piece = route_of(3)
-    arrived: list[object] = []
-    route.arrived = lambda pieces: arrived.extend(item for piece in pieces for item in piece.items)
 
     await route.send(piece)
 
-    assert (ledger.in_hand, ledger.counts["done"], arrived) == (0, 3, [0, 1, 2])
+    assert (ledger.in_hand, ledger.counts["done"]) == (0, 3)
 
 
 async def test_a_piece_is_cut_to_what_the_stage_behind_takes() -> None:
@@ -53,6 +51,18 @@ async def test_a_full_inbox_makes_a_piece_wait() -> None:
 
     assert scope.cancelled_caught
     assert [part.items for part in route.inbox.parts] == [[0, 1, 2]]
+
+
+async def test_without_waiting_a_piece_goes_as_far_as_there_is_room() -> None:
+    route, ledger, piece = route_of(8)
+    route.inbox, route.max_size = Buffer(7), 3
+
+    (rest,) = route.send_nowait(piece)
+
+    assert [part.items for part in route.inbox.parts] == [[0, 1, 2], [3, 4, 5]]
+    assert isinstance(rest, Piece)
+    assert (rest.items, rest.listed()) == ([6, 7], [6, 7])
+    assert ledger.in_hand == 8
 
 
 async def test_a_piece_without_items_is_settled() -> None:

@@ -12,9 +12,10 @@ import pytest
 
 import forebay
 from forebay import Again, PluginError, Retry, Summary
-from forebay.abc import BatchInfo, Member, RunInfo
-from forebay.hooks import Plugins, hookimpl
+from forebay.abc import BatchInfo, Bounds, Controller, Goal, Limits, Member, RunInfo
+from forebay.hooks import Plugins, Registry, hookimpl
 from forebay.testing import FakeSink, Pause, Raise, RecordingObserver, ScriptedSession, ScriptedSource
+from tests.support.controllers import Scripted
 
 pytestmark = pytest.mark.anyio
 
@@ -334,3 +335,130 @@ async def test_run_finished_is_told_when_the_run_fails() -> None:
     (summary,) = observer.of("run_finished")
     assert isinstance(summary, Summary)
     assert not summary.clean
+
+
+# --- Who steers ---------------------------------------------------------------------------------
+
+
+class Quantum:
+    """A plugin that has a controller which must be closed, and one that is no controller."""
+
+    name = "quantum"
+
+    def __init__(self) -> None:
+        self.made: list[tuple[Bounds, Goal | None, Limits]] = []
+        self.closed = 0
+
+    @hookimpl
+    def forebay_register_controllers(self, register: Registry[Controller]) -> None:
+        @asynccontextmanager
+        async def open_quantum(bounds: Bounds, goal: Goal | None, start: Limits) -> AsyncGenerator[Controller]:
+            self.made.append((bounds, goal, start))
+            yield Scripted([Limits(3, 2, 0.0, reason="quantum")])
+            self.closed += 1
+
+        def nothing(bounds: Bounds, goal: Goal | None, start: Limits) -> Any:
+            return 7
+
+        register("quantum", open_quantum)
+        register("nothing", nothing)
+
+
+async def test_a_plugin_may_steer_and_is_told_where_to_begin() -> None:
+    plugin = Quantum()
+    sink = FakeSink[int](latency=1)
+
+    summary = (
+        await forebay.pipeline(range(20))
+        .map_batches(sink, max_size=8, max_concurrency=4, control="quantum", goal=Goal(0.5), name="store")
+        .run(plugins=Plugins(plugin, discover=False))
+    )
+
+    assert summary.done == 20
+    assert plugin.made == [(Bounds(max_size=8, max_concurrency=4), Goal(0.5), Limits(8, 4, 0.0))]
+    assert plugin.closed == 1
+    assert [(move.stage, move.after.batch_size, move.reason) for move in summary.moves] == [("store", 3, "quantum")]
+
+
+@pytest.mark.parametrize("name", ["fixed", "adaptive", "inverse-load"])
+async def test_each_controller_that_is_built_in_runs_by_its_name(name: str) -> None:
+    sink = FakeSink[int](latency=0.01)
+    source = ScriptedSource(range(5000))
+
+    summary = (
+        await forebay.pipeline(source).map_batches(sink, max_size=100, max_concurrency=3, control=name).run(seed=1)
+    )
+
+    source.assert_settled_once()
+    assert (summary.done, summary.clean) == (5000, True)
+    assert max(map(len, sink.batches)) <= 100
+
+
+async def test_a_controller_that_nobody_knows_is_named_before_anything_is_fetched() -> None:
+    source = ScriptedSource(range(5))
+
+    with pytest.raises(PluginError) as raised:
+        await (
+            forebay.pipeline(source, name="p")
+            .map_batches(FakeSink[int](), control="adaptive-ish", name="store")
+            .run(plugins=Plugins(discover=False))
+        )
+
+    assert str(raised.value) == (
+        "pipeline 'p', stage 'store', control: no controller is named 'adaptive-ish' "
+        "(registered: fixed, adaptive, inverse-load); did you mean 'adaptive'?"
+    )
+    assert source.unsettled == list(range(5))
+    assert source.deliveries == [0] * 5
+
+
+async def test_what_a_plugin_makes_has_to_be_a_controller() -> None:
+    with pytest.raises(TypeError, match=r"^the control of stage 'store' made 7, which has no observe\(\)"):
+        await (
+            forebay.pipeline([1])
+            .map_batches(FakeSink[int](), control="nothing", name="store")
+            .run(plugins=Plugins(Quantum(), discover=False))
+        )
+
+
+async def test_each_run_has_a_controller_of_its_own_unless_it_is_given_one() -> None:
+    made: list[Controller] = []
+
+    def factory(*, bounds: Bounds, goal: Goal | None, start: Limits) -> Controller:
+        made.append(Scripted([start]))
+        return made[-1]
+
+    recipe = forebay.pipeline(range(5)).map_batches(FakeSink[int](), max_size=2, control=factory)
+    await recipe.run()
+    await recipe.run()
+
+    assert len(made) == 2
+
+
+async def test_moves_reach_observers_and_the_report() -> None:
+    observer = RecordingObserver()
+    control = Scripted([Limits(8, 1, 0.0), Limits(4, 1, 0.0, reason="for once")])
+
+    summary = (
+        await forebay.pipeline(range(40))
+        .map_batches(FakeSink[int](latency=1), max_size=8, control=control, name="store")
+        .run(observers=[observer])
+    )
+
+    (move,) = observer.of("limits_changed")
+    assert [move] == list(summary.moves)
+    assert "store: batch 8 -> 4: for once" in summary.report()
+    assert "store: batch 8 -> 4: for once" in summary.explain()
+
+
+async def test_a_reader_in_a_thread_reads_ahead_for_batches_that_may_grow() -> None:
+    sink = FakeSink[int](latency=1)
+
+    summary = (
+        await forebay.pipeline(iter(range(30_000)), in_thread=True)
+        .map_batches(sink, control=Scripted([Limits(5000, 1, 0.0)]), max_age=60)
+        .run()
+    )
+
+    assert summary.done == 30_000
+    assert max(map(len, sink.batches)) == 5000

@@ -261,6 +261,22 @@ async def test_an_async_generator_that_does_not_close_is_left_after_a_while() ->
     assert anyio.current_time() - began == pytest.approx(5)
 
 
+@pytest.mark.parametrize("in_thread", [False, True])
+async def test_a_source_that_is_stopped_before_it_is_read_is_left_alone(in_thread: bool) -> None:
+    taken: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        for number in range(3):
+            taken.append(number)
+            yield number
+
+    reader = open_numbers(numbers() if in_thread else OnlyAsync(3), in_thread=in_thread)
+    reader.stop()
+
+    assert await gather(reader, 2) == []
+    assert taken == []
+
+
 @pytest.mark.usefixtures("real_time")
 async def test_an_iterator_stuck_in_a_thread_is_abandoned_and_named() -> None:
     gate = threading.Event()

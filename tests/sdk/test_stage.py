@@ -3,8 +3,9 @@
 import logging
 import math
 import random
+import time
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -16,6 +17,7 @@ from forebay import (
     Again,
     BatchFailed,
     BatchSizeError,
+    BatchTooLargeError,
     Category,
     Dropped,
     EngineError,
@@ -25,11 +27,14 @@ from forebay import (
     RetryExhaustedError,
     Summary,
     TimeLimitError,
+    _stage,
+    _steer,
     current_batch,
 )
-from forebay.abc import BatchInfo, DeadLetterFilter, Failure
+from forebay.abc import BatchInfo, DeadLetterFilter, Failure, Limits, Observation
 from forebay.hooks import Plugins, hookimpl
 from forebay.testing import FakeDeadLetterStore, FakeSink, RecordingObserver, ScriptedSource
+from tests.support.controllers import Scripted, WanderingFactory
 
 pytestmark = pytest.mark.anyio
 
@@ -749,3 +754,490 @@ async def test_batches_are_reported_as_they_end() -> None:
     assert (second.done, second.failed, repr(second.error)) == (0, 1, "ValueError('four')")
     assert second.batch_id > first.batch_id
     assert not observer.problems
+
+
+# --- Limits that move ---------------------------------------------------------------------------
+
+
+class Gauge:
+    """A sink whose calls take *seconds* each; it keeps when each began, its size, and how many were in flight then."""
+
+    def __init__(self, seconds: float = 1.0) -> None:
+        self.seconds = seconds
+        self.running = 0
+        self.calls: list[tuple[float, int, int]] = []
+
+    async def __call__(self, items: list[Any]) -> None:
+        self.running += 1
+        self.calls.append((anyio.current_time(), len(items), self.running))
+        await anyio.sleep(self.seconds)
+        self.running -= 1
+
+    def overlaps(self, start: float = 0.0, stop: float = math.inf) -> list[int]:
+        return [running for began, _, running in self.calls if start <= began < stop]
+
+
+class Timed:
+    """A controller whose answer depends on the time: concurrency by the second from which on it holds."""
+
+    def __init__(self, *steps: tuple[float, int], size: int = 5) -> None:
+        self.began = anyio.current_time()
+        self.steps = steps
+        self.size = size
+        self.seen: list[Observation] = []
+
+    def observe(self, observation: Observation, /) -> Limits:
+        self.seen.append(observation)
+        passed = observation.now - self.began
+        calls = next(calls for since, calls in reversed(self.steps) if passed >= since)
+        return Limits(self.size, calls, 0.0, reason=f"{calls} calls")
+
+
+async def test_as_many_workers_run_as_the_controller_allows() -> None:
+    gauge = Gauge()
+    controller = Timed((0.0, 1), (10.0, 6), (20.0, 2), (30.0, 8), (40.0, 1), (50.0, 3))
+    began = anyio.current_time()
+    source = ScriptedSource(range(1000))
+
+    summary = (
+        await forebay.pipeline(source)
+        .map_batches(gauge, max_size=5, max_concurrency=8, control=controller, name="h")
+        .run()
+    )
+
+    source.assert_settled_once()
+    assert summary.done == 1000
+    wanted = {10: 1, 20: 6, 30: 2, 40: 8, 50: 1, 60: 3}
+    for stop, calls in wanted.items():
+        overlaps = gauge.overlaps(began + stop - 7.5, began + stop - 0.5)
+        assert max(overlaps) == calls, (stop, overlaps)
+    assert [move.after.concurrency for move in summary.moves] == [1, 6, 2, 8, 1, 3]
+
+
+async def test_no_more_workers_are_started_than_have_something_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    stages: list[_stage.Stage] = []
+    start = _stage.Stage.start
+
+    def started(stage: _stage.Stage, start_soon: Any) -> None:
+        stages.append(stage)
+        start(stage, start_soon)
+
+    monkeypatch.setattr(_stage.Stage, "start", started)
+    gauge = Gauge()
+
+    await (
+        forebay.pipeline(ScriptedSource(range(40)))
+        .map_batches(gauge, max_size=5, max_concurrency=100, control=Scripted([Limits(5, 100, 0.0)] * 2))
+        .run()
+    )
+    await forebay.pipeline(ScriptedSource(range(40))).map_batches(gauge, max_size=5, control=Timed((0.0, 100))).run()
+
+    eager, lazy = stages
+    assert eager.workers == 100  # so many were allowed from the start
+    assert lazy.workers <= 9  # a call of the first, then seven at once, and one who waits for more
+    assert max(gauge.overlaps()) == 8
+
+
+async def test_a_controller_sees_each_call_as_it_was() -> None:
+    controller = Timed((0.0, 2))
+    seconds = iter([2.0, 3.0, 2.0, 2.0])
+
+    async def h(items: list[str]) -> None:
+        await anyio.sleep(next(seconds))
+
+    await (
+        forebay.pipeline(ScriptedSource(["a", "bb", "ccc", "d", "ee", "f", "g"]))
+        .map_batches(h, max_size=2, max_bytes=100, weigh=len, max_concurrency=2, control=controller)
+        .run()
+    )
+
+    assert [(one.size, one.size_bytes) for one in controller.seen] == [(2, 3), (2, 4), (2, 3), (1, 1)]
+    assert [one.seconds for one in controller.seen] == pytest.approx([2.0, 3.0, 2.0, 2.0])
+    assert [one.in_flight for one in controller.seen] == [1, 2, 2, 2]
+    assert [one.queued for one in controller.seen] == [3, 1, 0, 0]
+    assert [one.oldest_wait for one in controller.seen] == pytest.approx([2.0, 3.0, 0.0, 0.0])
+    assert [one.oldest_call for one in controller.seen] == pytest.approx([2.0, 1.0, 1.0, 0.0])
+    assert {(one.failed, one.too_large, one.pressure) for one in controller.seen} == {(False, False, 0.0)}
+
+
+async def test_a_function_of_one_item_is_seen_as_calls_of_one() -> None:
+    controller = Timed((0.0, 3))
+
+    async def later(item: int) -> int:
+        await anyio.sleep(0.5)
+        return item
+
+    summary = await forebay.pipeline(range(20)).map(later, max_concurrency=4, control=controller).run()
+
+    assert summary.done == 20
+    assert {one.size for one in controller.seen} == {1}
+    assert {one.seconds for one in controller.seen} == {0.5}
+    assert summary.moves[0].after.batch_size == 1
+
+
+async def test_what_is_wrong_with_items_is_no_sign_of_load() -> None:
+    controller = Timed((0.0, 1))
+    answers: list[Any] = [
+        ValueError("bad"),
+        TimeoutError("slow"),
+        RuntimeError("what?"),
+        [Failed(ValueError())] * 2,
+        [Failed(ConnectionError())] * 2,
+        [Failed(ConnectionError()), None],
+        [Again(), Again()],
+        [Dropped("no"), Again()],
+        None,
+    ]
+    shown: dict[str, bool] = {}
+
+    async def h(items: list[int]) -> list[Any] | None:
+        await anyio.sleep(1)
+        answer = answers[items[0] // 2] if len(items) == 2 else None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    await (
+        forebay.pipeline(range(18))
+        .map_batches(h, max_size=2, control=controller, dead_letters="memory", retry=Retry(max_attempts=1))
+        .run()
+    )
+
+    shown = {repr(answers[index]): one.failed for index, one in enumerate(o for o in controller.seen if o.size == 2)}
+    assert list(shown.values()) == [False, True, True, False, True, False, True, False, False]
+
+
+async def test_what_is_fixed_is_not_observed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("somebody looks")
+
+    monkeypatch.setattr(_steer.Steer, "call_started", refuse)
+    monkeypatch.setattr(_steer.Steer, "call_ended", refuse)
+    monkeypatch.setattr(_steer.Steer, "watch", refuse)
+
+    summary = await forebay.pipeline(range(100)).map_batches(Gauge(), max_size=5, max_concurrency=3).run()
+
+    assert summary.done == 100
+
+
+@pytest.mark.parametrize("acked", [False, True])
+async def test_calls_that_a_pump_makes_itself_are_not_observed(acked: bool) -> None:
+    controller = Timed((0.0, 4), size=256)
+    source: Any = ScriptedSource(range(51_200)) if acked else range(51_200)
+
+    def quick(items: list[int]) -> None: ...
+
+    summary = await forebay.pipeline(source).map_batches(quick, max_size=256, control=controller).run()
+
+    assert (summary.done, summary.stages[0].calls) == (51_200, 200)
+    assert len(controller.seen) < 50  # the first ones, until it is known that they wait for nothing
+
+
+@pytest.mark.parametrize("acked", [False, True])
+@pytest.mark.parametrize("seconds", [0.0, 0.01])
+@pytest.mark.parametrize("sizes", [(7, 50, 3, 20), (50, 1), (1, 50), (80, 79)])
+async def test_batches_follow_the_limit_whoever_makes_the_calls(
+    acked: bool, seconds: float, sizes: tuple[int, ...]
+) -> None:
+    wanted = [size for size in sizes for _ in range(10)]
+    source: Any = ScriptedSource(range(3000)) if acked else range(3000)
+    seen: list[int] = []
+
+    async def h(items: list[int]) -> None:
+        seen.append(len(items))
+        if seconds:
+            await anyio.sleep(seconds)
+
+    summary = (
+        await forebay.pipeline(source)
+        .map_batches(h, max_size=100, control=Scripted([Limits(size, 1, 0.0) for size in wanted]))
+        .run()
+    )
+
+    assert summary.done == 3000
+    # A pump has a few batches of the size before in hand when the limit changes.
+    late = 0 if seconds else 4
+    for start in range(0, len(wanted), 10):
+        assert set(seen[1 + start + late : 11 + start]) == {wanted[start]}
+    assert max(seen[11:]) <= max(wanted)
+
+
+async def test_what_waits_in_front_of_a_stage_follows_its_batches() -> None:
+    read = 0
+
+    def numbers() -> Iterator[int]:
+        nonlocal read
+        while read < 100_000:
+            read += 1
+            yield read
+
+    ahead: list[int] = []
+    done = 0
+
+    async def h(items: list[int]) -> None:
+        nonlocal done
+        await anyio.sleep(1)
+        done += len(items)
+        ahead.append(read - done)
+
+    await (
+        forebay.pipeline(numbers())
+        .map_batches(h, control=Scripted([Limits(200, 1, 0.0)] * 30 + [Limits(4000, 1, 0.0)]))
+        .run()
+    )
+
+    assert max(ahead[:30]) <= 9 * 200
+    assert max(ahead) > 20_000
+
+
+async def test_what_a_pump_has_gathered_is_cut_when_batches_have_to_be_smaller() -> None:
+    def slow() -> Iterator[int]:
+        for item in range(100):
+            time.sleep(0.0025)  # so long that the pump looks up after each item
+            yield item
+
+    sizes: list[int] = []
+
+    async def h(items: list[int]) -> None:
+        sizes.append(len(items))
+        for _ in range(20):
+            await anyio.lowlevel.checkpoint()
+
+    await forebay.pipeline(slow()).map_batches(h, max_size=50, max_age=60, control=Scripted([Limits(5, 1, 0.0)])).run()
+
+    assert sizes[0] == 50
+    assert set(sizes[1:]) <= {1, 2, 3, 4, 5}
+    assert sum(sizes) == 100
+
+
+async def test_the_room_in_front_of_a_stage_stays_as_the_user_says() -> None:
+    read = done = 0
+    ahead: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        nonlocal read
+        while read < 5000:
+            read += 1
+            yield read
+
+    async def h(items: list[int]) -> None:
+        nonlocal done
+        await anyio.sleep(1)
+        done += len(items)
+        ahead.append(read - done)
+
+    await (
+        forebay.pipeline(numbers())
+        .map_batches(h, capacity=300, control=Scripted([Limits(50, 1, 0.0)] * 5 + [Limits(200, 1, 0.0)]))
+        .run()
+    )
+
+    assert max(ahead) <= 300 + 2 * 200
+
+
+async def test_a_controller_that_fails_leaves_the_run_alone(caplog: pytest.LogCaptureFixture) -> None:
+    class Failing(Timed):
+        def observe(self, observation: Observation, /) -> Limits:
+            if len(self.seen) == 5:
+                raise ZeroDivisionError("oops")
+            return super().observe(observation)
+
+    source = ScriptedSource(range(100))
+
+    summary = (
+        await forebay.pipeline(source)
+        .map_batches(Gauge(), max_size=5, max_concurrency=3, control=Failing((0.0, 2)), name="h")
+        .run()
+    )
+
+    source.assert_settled_once()
+    assert summary.clean
+    assert [move.reason for move in summary.moves] == [
+        "2 calls",
+        "Failing failed with ZeroDivisionError, and the limits stay as they are",
+    ]
+    assert "Failing, the controller of stage 'h', failed" in caplog.text
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("keyed", [False, True])
+async def test_nothing_is_lost_while_limits_go_anywhere(seed: int, keyed: bool) -> None:
+    chance = random.Random(seed)
+    source = ScriptedSource(range(300))
+    most = [0, 0]
+    running = 0
+    attempts: Counter[int] = Counter()
+
+    async def h(items: list[int]) -> list[Any]:
+        nonlocal running
+        running += 1
+        most[:] = max(most[0], running), max(most[1], len(items))
+        attempts.update(items)
+        await anyio.sleep(chance.random() * 0.1)
+        running -= 1
+        fate = chance.random()
+        if fate < 0.03:
+            raise TimeoutError("busy")
+        if fate < 0.06 and len(items) > 1:
+            raise BatchTooLargeError
+        return [Failed(ConnectionError()) if chance.random() < 0.02 and attempts[item] < 5 else item for item in items]
+
+    numbers: Any = forebay.pipeline(source, retry=Retry(max_attempts=50, base=0.1))
+    if keyed:
+        numbers = numbers.key_by(week_day)
+    sink = FakeSink[int](latency=0.01)
+    summary: Summary = await (
+        numbers.map_batches(h, max_size=40, max_concurrency=5, control=WanderingFactory(seed))
+        .map_batches(sink, max_size=30, max_concurrency=2, control=WanderingFactory(seed + 1000))
+        .run(seed=seed)
+    )
+
+    source.assert_settled_once()
+    assert summary.done == 300
+    assert sorted(sink.written) == list(range(300))
+    assert most[0] <= 5
+    assert most[1] <= 40
+    assert max(map(len, sink.batches)) <= 30
+
+
+# --- Batches that are too large -----------------------------------------------------------------
+
+
+def week_day(item: int) -> str:
+    return str(item % 7)
+
+
+class Narrow:
+    """Takes at most *most* items at once."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.batches: Batches = []
+        self.contexts: list[forebay.BatchContext] = []
+
+    async def __call__(self, items: list[int]) -> None:
+        self.batches.append(list(items))
+        self.contexts.append(current_batch())
+        await anyio.lowlevel.checkpoint()
+        if len(items) > self.most:
+            raise BatchTooLargeError(f"{len(items)} are too many")
+
+
+async def test_a_batch_that_is_too_large_is_cut_in_two_until_it_fits(caplog: pytest.LogCaptureFixture) -> None:
+    handler = Narrow(3)
+    observer = RecordingObserver()
+    source = ScriptedSource(range(20))
+
+    summary = (
+        await forebay.pipeline(source)
+        .map_batches(handler, max_size=10, name="h", retry=Retry(max_attempts=1))
+        .run(observers=[observer])
+    )
+
+    source.assert_settled_once()
+    assert handler.batches[:7] == [
+        list(range(10)),
+        [0, 1, 2, 3, 4],
+        [0, 1],
+        [2, 3, 4],
+        [5, 6, 7, 8, 9],
+        [5, 6],
+        [7, 8, 9],
+    ]
+    assert {(context.attempt, context.maybe_done) for context in handler.contexts} == {(1, False)}
+    assert (summary.done, summary.retried, summary.dead) == (20, 0, 0)
+    assert (summary.stages[0].failed, summary.stages[0].done) == (0, 20)
+    assert source.failures == [0] * 20
+    infos: list[Any] = list(observer.of("batch_done"))
+    assert [(info.size, info.done, info.failed) for info in infos][:3] == [
+        (10, 0, 0),
+        (5, 0, 0),
+        (2, 2, 0),
+    ]
+    assert [record.getMessage() for record in caplog.records] == [
+        "h() refused a batch of 10 items as too large; it is cut in two, and so is every one that is refused. "
+        "Pass a smaller max_size, or control='adaptive' to have the size found"
+    ]
+
+
+async def test_an_item_that_is_too_large_by_itself_has_failed() -> None:
+    source = ScriptedSource(range(3))
+    store = FakeDeadLetterStore()
+
+    async def h(items: list[int]) -> None:
+        if 1 in items:
+            raise BatchTooLargeError("1 MB over")
+
+    summary = await forebay.pipeline(source).map_batches(h, max_size=10, dead_letters=store).run()
+
+    source.assert_settled_once()
+    assert (summary.done, summary.dead) == (2, 1)
+    (letter,) = await store.find(DeadLetterFilter(), limit=9)
+    assert (letter.category, letter.message) == (Category.PERMANENT, "1 MB over")
+
+
+async def test_a_controller_hears_that_a_batch_was_too_large_and_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+    handler = Narrow(4)
+
+    class Halving(Timed):
+        def observe(self, observation: Observation, /) -> Limits:
+            if observation.too_large:
+                assert observation.failed
+                self.size = min(self.size, observation.size // 2)
+            return super().observe(observation)
+
+    controller = Halving((0.0, 1), size=16)
+    summary = await forebay.pipeline(range(100)).map_batches(handler, max_size=16, control=controller).run()
+
+    assert summary.done == 100
+    assert [len(batch) for batch in handler.batches] == [16, 8, 4, 4, 8, 4, 4, *[4] * 21]
+    assert not caplog.records
+
+
+async def test_the_halves_of_a_batch_pass_their_results_on_in_order() -> None:
+    sink = FakeSink[int]()
+
+    async def h(items: list[int]) -> list[int]:
+        if len(items) > 2:
+            raise BatchTooLargeError
+        return [10 * item for item in items]
+
+    summary = await forebay.pipeline(range(9)).map_batches(h, max_size=9).map_batches(sink, max_size=100).run()
+
+    assert sink.written == [10 * item for item in range(9)]
+    assert summary.done == 9
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+async def test_the_halves_of_a_batch_keep_the_order_of_keys(in_order: bool) -> None:
+    written: list[str] = []
+    tried: Counter[str] = Counter()
+
+    async def h(items: list[str]) -> list[Any]:
+        await anyio.sleep(0.1)
+        if len(items) > 2:
+            raise BatchTooLargeError
+        tried.update(items)
+        failed: set[str] = set()
+        outcomes: list[Any] = []
+        for item in items:
+            if item[0] in failed or (item == "a1" and tried[item] == 1):
+                failed.add(item[0])
+                outcomes.append(Failed(ConnectionError()))
+            else:
+                written.append(item)
+                outcomes.append(None)
+        return outcomes
+
+    source = ScriptedSource([f"{key}{number}" for number in range(5) for key in "abc"])
+    summary = (
+        await forebay.pipeline(source)
+        .key_by(lambda item: item[0])
+        .map_batches(h, max_size=12, max_concurrency=2, in_order=in_order)
+        .run(seed=1)
+    )
+
+    source.assert_settled_once()
+    assert summary.done == 15
+    for key in "abc":
+        assert [item for item in written if item[0] == key] == [f"{key}{number}" for number in range(5)]

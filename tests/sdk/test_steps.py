@@ -141,6 +141,18 @@ def test_a_step_stops_at_the_item_that_fails(kind: str, listed: bool, count: int
     assert (bench.steps[0].metrics.received, bench.steps[0].metrics.done) == (4, 3)
 
 
+def test_a_parent_that_loses_a_child_to_a_filter_is_settled_with_its_last_child() -> None:
+    bench = Bench(3)
+
+    bench.run(("flat_map", lambda item: [item, -1]), ("filter", lambda item: item >= 0))
+    filtered = bench.ledger.statistics()
+    bench.route.finish([bench.piece])
+
+    assert (bench.piece.items, filtered.in_hand) == ([0, 1, 2], 3)
+    after = bench.ledger.statistics()
+    assert (after.done, after.filtered, after.in_hand, after.settled_twice) == (3, 0, 0, 0)
+
+
 def test_the_first_item_may_fail() -> None:
     for kind in ("map", "tap", "filter", "flat_map", "key_by"):
         bench = Bench(1)
@@ -177,6 +189,13 @@ def test_a_plain_function_that_returns_a_coroutine_is_named(kind: str) -> None:
         f"{kind} step '<lambda>' is a plain function that returned a coroutine, so nothing would await it; "
         "pass the async function itself"
     )
+
+
+def test_a_plain_function_that_returns_a_coroutine_now_and_then_is_named_too() -> None:
+    bench = Bench(2)
+
+    with pytest.raises(HandlerContractError, match="map step '<lambda>' is a plain function that returned a coroutine"):
+        bench.run(("map", lambda item: item or coroutine(item)))
 
 
 def test_a_flat_map_that_returns_a_coroutine_is_named() -> None:
@@ -237,3 +256,16 @@ def test_a_step_that_holds_the_loop_three_times_in_a_row_is_named_once() -> None
     assert str(warning.message).endswith(
         " ms over 2 items; pass run_in='thread' or run_in='process' to move it off the loop"
     )
+
+
+def test_a_step_that_holds_the_loop_now_and_then_is_not_named() -> None:
+    bench = Bench(1)
+    pauses = iter([0.06, 0.06, 0.0, 0.06, 0.06])
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        bench.run(("tap", lambda item: time.sleep(next(pauses))))
+        for _ in range(4):
+            run_steps(bench.steps, 0, bench.piece)
+
+    assert caught == []

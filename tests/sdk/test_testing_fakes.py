@@ -6,6 +6,7 @@ import anyio
 import pytest
 
 import forebay.abc
+from forebay._summary import Summary
 from forebay._types import (
     BatchInfo,
     BreakerInfo,
@@ -24,7 +25,6 @@ from forebay._types import (
     Pressure,
     Quantiles,
     RunInfo,
-    Summary,
 )
 from forebay.testing import (
     FakeDeadLetterStore,

@@ -4,8 +4,10 @@ from typing import Any
 import attrs
 import pytest
 
-from forebay import _types
+from forebay import Summary, _types
 from forebay._types import (
+    Again,
+    Bounds,
     CallOutcome,
     Category,
     Chunk,
@@ -15,11 +17,11 @@ from forebay._types import (
     DeadLetterState,
     Dropped,
     Failed,
+    Goal,
     Limits,
     Quantiles,
     Settlement,
     StageSummary,
-    Summary,
 )
 
 LETTER = DeadLetter(
@@ -177,3 +179,63 @@ def test_a_summary_of_nothing_says_so() -> None:
 
     assert "nothing done" in report
     assert "cut off" in report
+
+
+def test_an_item_fails_with_an_exception_and_not_with_a_text() -> None:
+    text: Any = "negative"
+
+    with pytest.raises(TypeError) as raised:
+        Failed(text)
+
+    assert str(raised.value) == "Failed() needs an exception, not 'negative'; write Failed(ValueError(...))"
+
+
+@pytest.mark.parametrize("after", [-1, float("nan"), True, "5", None])
+def test_another_attempt_is_asked_for_after_a_number_of_seconds(after: Any) -> None:
+    with pytest.raises(ValueError, match="after must be a number of seconds, 0 or more, not ") as raised:
+        Again(after)
+
+    assert str(raised.value).endswith(repr(after))
+
+
+# --- Goals and bounds ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("p99", "kind", "sentence"),
+    [
+        ("0.2", TypeError, "p99 must be a number of seconds, not '0.2'"),
+        (True, TypeError, "p99 must be a number of seconds, not True"),
+        (0, ValueError, "p99 must be finite and more than 0 seconds, not 0; leave it out for best throughput"),
+        (float("nan"), ValueError, "p99 must be finite and more than 0 seconds, not nan; leave it out for best thr"),
+        (float("inf"), ValueError, "p99 must be finite and more than 0 seconds, not inf; leave it out for best thr"),
+    ],
+)
+def test_a_goal_is_a_positive_number_of_seconds_or_none(p99: Any, kind: type[Exception], sentence: str) -> None:
+    with pytest.raises(kind) as raised:
+        Goal(p99)
+
+    assert str(raised.value).startswith(sentence)
+    assert Goal().p99 is None
+    assert Goal(p99=1).p99 == 1
+
+
+@pytest.mark.parametrize("name", ["min_size", "max_size", "min_concurrency", "max_concurrency"])
+def test_bounds_are_whole_numbers_from_1_on(name: str) -> None:
+    for wrong, kind, sentence in (
+        (1.5, TypeError, "must be a whole number, not 1.5"),
+        (True, TypeError, "must be a whole number, not True"),
+        (0, ValueError, "must be at least 1, not 0"),
+    ):
+        options: dict[str, Any] = {name: wrong}
+        with pytest.raises(kind) as raised:
+            Bounds(**options)
+        assert str(raised.value) == f"{name} {sentence}"
+
+
+def test_bounds_are_not_upside_down() -> None:
+    with pytest.raises(ValueError, match=r"^max_size must be at least min_size, which is 9, not 8$"):
+        Bounds(min_size=9, max_size=8)
+    with pytest.raises(ValueError, match=r"^max_concurrency must be at least min_concurrency, which is 257, not 256$"):
+        Bounds(min_concurrency=257)
+    assert Bounds(min_size=9, max_size=9).max_size == 9

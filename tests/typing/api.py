@@ -16,9 +16,11 @@ from forebay import (
     BatchContext,
     Batcher,
     BatchFailed,
+    Bounds,
     ClosedPipeline,
     Dropped,
     Failed,
+    Goal,
     MemoryQueue,
     Pipeline,
     ReceiveChannel,
@@ -26,8 +28,9 @@ from forebay import (
     Scope,
     SendChannel,
     Summary,
+    Tuning,
 )
-from forebay.abc import Category, DeadLetterStore, Outcome, Sink, Source
+from forebay.abc import Category, DeadLetterStore, Limits, Observation, Outcome, Sink, Source
 from forebay.hooks import Plugins
 
 
@@ -62,6 +65,17 @@ def embed_sync(texts: list[str]) -> list[bytes]:
 
 async def embed_some(texts: list[str]) -> Sequence[bytes | Failed | Dropped]:
     raise NotImplementedError
+
+
+class Fixed:
+    def __init__(self, *, bounds: Bounds, goal: Goal | None, start: Limits) -> None:
+        self.start = start
+
+    def observe(self, observation: Observation, /) -> Limits:
+        return self.start
+
+
+START = Limits(10, 1, 0.0)
 
 
 def store_sync(rows: list[Row]) -> None: ...
@@ -151,7 +165,16 @@ def into_sink(sink: Sink[Row], letters: DeadLetterStore) -> ClosedPipeline:
     return rows.map_batches(sink, max_size=5, dead_letters=letters)
 
 
-texts.map_batches(embed)  # type: ignore[call-overload]  # wrong
+assert_type(texts.map_batches(embed, control="adaptive", goal=Goal(p99=0.2)), Pipeline[bytes])
+assert_type(texts.map_batches(embed, max_size=5, control=Fixed), Pipeline[bytes])
+assert_type(rows.map_batches(store, max_size=5, control=Fixed(bounds=Bounds(), goal=None, start=START)), ClosedPipeline)
+assert_type(orders.map(enrich, control="adaptive"), Pipeline[Row])
+texts.map_batches(embed, control=3)  # type: ignore[call-overload]  # wrong
+texts.map_batches(embed, control=len)  # type: ignore[call-overload]  # wrong
+texts.map_batches(embed, control="adaptive", goal=0.2)  # type: ignore[call-overload]  # wrong
+Bounds(max_size="9")  # type: ignore[arg-type]  # wrong
+Tuning().change("store", max_size="9")  # type: ignore[arg-type]  # wrong
+Tuning().change("store", goal=0.2)  # type: ignore[arg-type]  # wrong
 texts.map_batches(store, max_size=5)  # type: ignore[arg-type]  # wrong
 rows.map_batches(embed, max_size=5)  # type: ignore[arg-type]  # wrong
 rows.map_batches(MemoryQueue[int](), max_size=5)  # type: ignore[arg-type]  # wrong
@@ -189,7 +212,9 @@ async def push() -> None:
         assert_type(threads, Batcher[str, bytes])
     async with forebay.open_batcher(embed_some, max_size=64, retry=Retry()) as some:
         assert_type(some, Batcher[str, bytes])
-    forebay.open_batcher(embed)  # type: ignore[call-overload]  # wrong
+    async with forebay.open_batcher(embed, control="adaptive", goal=Goal(0.1), tuning=Tuning()) as steered:
+        assert_type(steered, Batcher[str, bytes])
+    forebay.open_batcher(embed, control=3)  # type: ignore[call-overload]  # wrong
     forebay.open_batcher(parse, max_size=3)  # type: ignore[arg-type]  # wrong
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from forebay._errors import BatchError as BatchError
     from forebay._errors import BatchFailed as BatchFailed
     from forebay._errors import BatchSizeError as BatchSizeError
+    from forebay._errors import BatchTooLargeError as BatchTooLargeError
     from forebay._errors import BlockedLoopWarning as BlockedLoopWarning
     from forebay._errors import ChannelClosedError as ChannelClosedError
     from forebay._errors import EndOfChannel as EndOfChannel
@@ -49,11 +50,14 @@ if TYPE_CHECKING:
     from forebay._scope import open_scope as open_scope
     from forebay._state import MemoryStateStore as MemoryStateStore
     from forebay._state import open_memory_state as open_memory_state
+    from forebay._summary import Summary as Summary
+    from forebay._tuning import Tuning as Tuning
     from forebay._types import Again as Again
+    from forebay._types import Bounds as Bounds
     from forebay._types import Category as Category
     from forebay._types import Dropped as Dropped
     from forebay._types import Failed as Failed
-    from forebay._types import Summary as Summary
+    from forebay._types import Goal as Goal
 
 # A name is loaded when it is first used: a program that only submits to a batcher does not pay for sources,
 # dead letters and ledgers, and `import forebay` costs next to nothing.
@@ -64,10 +68,12 @@ _HOMES = {
     "BatchFailed": "_errors",
     "BatchPart": "_handler",
     "BatchSizeError": "_errors",
+    "BatchTooLargeError": "_errors",
     "Batcher": "_push",
     "BatcherClosedError": "_errors",
     "BatcherStatistics": "_push",
     "BlockedLoopWarning": "_errors",
+    "Bounds": "_types",
     "Category": "_types",
     "ChannelClosedError": "_errors",
     "ChannelStatistics": "_buffer",
@@ -77,6 +83,7 @@ _HOMES = {
     "EngineError": "_errors",
     "Failed": "_types",
     "ForebayError": "_errors",
+    "Goal": "_types",
     "HandlerContractError": "_errors",
     "ItemDroppedError": "_errors",
     "LostOwnershipError": "_errors",
@@ -93,8 +100,9 @@ _HOMES = {
     "Scope": "_scope",
     "SendChannel": "_channel",
     "SettlementError": "_errors",
-    "Summary": "_types",
+    "Summary": "_summary",
     "TimeLimitError": "_errors",
+    "Tuning": "_tuning",
     "WorkerDiedError": "_errors",
     "current_batch": "_handler",
     "open_batcher": "_push",

@@ -13,6 +13,7 @@ from types import NoneType
 from typing import Any, TypeGuard, get_args, get_type_hints
 
 from forebay._handler import RunIn, is_async, name_of
+from forebay._overflow import POLICIES, Backpressure
 from forebay._retry import Retry
 from forebay._worker import check_picklable
 from forebay.abc import Sink, Source
@@ -52,6 +53,11 @@ def check_entered(what: str, thing: object) -> None:
 def check_callable(kind: str, func: object) -> None:
     if not callable(func):
         raise TypeError(f"{kind} needs a function, not {func!r:.100}, {a(type(func).__name__)}")
+    if inspect.isasyncgenfunction(func):
+        raise TypeError(
+            f"{kind} needs a function that returns, and {name_of(func)}() is an async generator, which yields; "
+            f"return the result, or a list for flat_map"
+        )
 
 
 def check_handler(func: object) -> None:
@@ -62,6 +68,12 @@ def check_handler(func: object) -> None:
             f"map_batches needs a function of a list, a Sink, or the name or URL of one, not {func!r:.100}, "
             f"{a(type(func).__name__)}"
         )
+
+
+def check_backpressure(policy: Backpressure) -> Backpressure:
+    if policy not in POLICIES:
+        raise ValueError(f"backpressure must be one of {', '.join(map(repr, POLICIES))}, not {policy!r:.100}")
+    return policy
 
 
 def check_run_in(kind: str, func: object, run_in: str) -> None:

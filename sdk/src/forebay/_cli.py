@@ -1,4 +1,4 @@
-"""The `forebay` command: what is installed, and the subcommands that plugins add."""
+"""The `forebay` command: what is installed, the story of a run, and the subcommands that plugins add."""
 
 from __future__ import annotations
 
@@ -52,7 +52,9 @@ def _load() -> Plugins:
         parser.add_argument("--json", action="store_true", help="print JSON, for programs")
         return lambda parsed: _show_plugins(plugins, as_json=parsed.json)
 
-    plugins.cli_commands.owned_by("forebay", "forebay")("plugins", add_plugins_command)
+    register = plugins.cli_commands.owned_by("forebay", "forebay")
+    register("plugins", add_plugins_command)
+    register("explain", _add_explain_command)
     return plugins
 
 
@@ -82,6 +84,31 @@ def _version() -> str:
     from importlib.metadata import version
 
     return version("forebay")
+
+
+# --- forebay explain ---------------------------------------------------------------------------
+
+
+def _add_explain_command(parser: argparse.ArgumentParser) -> Command:
+    """Print the story of a run: every move of a controller, and why."""
+    parser.add_argument("file", help="file that holds the run's Summary.as_dict() as JSON")
+    return lambda parsed: _explain(parsed.file)
+
+
+def _explain(file: str) -> int:
+    """Print the story in *file*; 1 when there is none in it."""
+    import json
+    from pathlib import Path
+
+    from forebay._summary import Summary
+
+    try:
+        summary = Summary.from_dict(json.loads(Path(file).read_text(encoding="utf-8")))
+    except (OSError, ValueError) as exc:  # what is no JSON, or no text, is a ValueError too
+        print(f"forebay explain: cannot read {file}: {exc}", file=sys.stderr)
+        return 1
+    print(summary.explain())
+    return 0
 
 
 # --- forebay plugins ---------------------------------------------------------------------------

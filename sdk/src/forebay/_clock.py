@@ -32,3 +32,11 @@ def measuring_clock() -> Callable[[], float]:
         return perf_counter() + ahead
 
     return read
+
+
+def clock_is_real() -> bool:
+    """Return whether the running loop's clock goes on by itself: a virtual one stands still while code runs."""
+    began, loop_began = perf_counter(), anyio.current_time()
+    while perf_counter() - began < _LOOK:
+        pass
+    return anyio.current_time() > loop_began

@@ -77,10 +77,10 @@ class Desk(Buffer[Piece]):
 
     __slots__ = (
         "_clock",
-        "_max_size",
         "_open_bytes",
         "_slip_bytes",
         "all_answered",
+        "max_size",
         "open_slip",
         "submitted",
         "unanswered",
@@ -95,7 +95,7 @@ class Desk(Buffer[Piece]):
         self.open_slip: Slip | None = None
         self.unanswered: dict[Slip, None] = {}
         self.waiters: dict[Waiter, None] = {}  # first come, first served
-        self._max_size = max_size
+        self.max_size = max_size  # items that a slip may gather; what is taken may be cut smaller
         self._slip_bytes = math.inf if slip_bytes is None else slip_bytes
         self._open_bytes = 0
         self._clock = clock
@@ -111,7 +111,7 @@ class Desk(Buffer[Piece]):
         self._open_bytes += size
         self.held += 1
         self.submitted += 1
-        if index + 1 >= self._max_size:
+        if index + 1 >= self.max_size:
             self.open_slip = None
         return slip, index
 
@@ -124,10 +124,27 @@ class Desk(Buffer[Piece]):
         return slip
 
     def leave(self, slip: Slip, index: int) -> None:
-        """Take out the item at *index* of *slip*: its caller has gone before the batch started."""
+        """The caller of the item at *index* of *slip* has gone: take the item out, unless its batch has started."""
+        while slip.started:
+            moved = slip.outcomes[index] if slip.outcomes else None
+            if not isinstance(moved, Moved):
+                return
+            slip, index = moved.slip, moved.index
         slip.items[index] = GONE
         slip.gone += 1
         self.free(1)
+
+    def forget(self, waiter: Waiter) -> None:
+        """The caller has gone, before or after it got its place."""
+        self.waiters.pop(waiter, None)
+        if waiter.slip is not None:
+            self.leave(waiter.slip, waiter.index)
+
+    def resize(self, size: int) -> None:
+        """Gather so many items from now on."""
+        self.max_size = size
+        if self.open_slip is not None and len(self.open_slip.items) >= size:
+            self.open_slip = None
 
     def free(self, count: int) -> None:
         """Free so many places and give them to those who have waited longest, whoever of them runs first."""
@@ -146,34 +163,59 @@ class Desk(Buffer[Piece]):
         self.waiters.clear()
 
     def take_nowait(self, max_items: int, max_bytes: int | None) -> list[Piece]:
-        """Return the oldest slip, closed, without the items whose callers have gone."""
-        while self.parts:
-            slip = self.parts.popleft()
+        """Return the oldest slips that fit, closed, without the items whose callers have gone.
+
+        Only the first is cut. Where slips are bounded by bytes there is one: they are as large as they may be.
+        """
+        taken: list[Piece] = []
+        while self.parts and max_items > 0:
+            slip = self.parts[0]
             assert isinstance(slip, Slip)
+            live_count = len(slip.items) - slip.gone
+            if live_count > max_items and taken:
+                break
+            self.parts.popleft()
             if slip is self.open_slip:
                 self.open_slip = None
             slip.started = True
-            live_count = len(slip.items) - slip.gone
+            if slip.gone or live_count > max_items:
+                slip = self._take_apart(slip, max_items)
+                live_count = len(slip.items)
+                if not live_count:
+                    self.answer(slip, ())
+                    continue
+            taken.append(slip)
             self.taken += live_count
             self.free(live_count)
-            if not slip.gone:
-                return [slip]
-            live = self.move(slip, [index for index, item in enumerate(slip.items) if item is not GONE])
-            if live.items:
-                return [live]
-            self.answer(live, ())
-        return []
+            if self._slip_bytes != math.inf:
+                break
+            max_items -= live_count
+        return taken
 
-    def move(self, slip: Slip, indexes: Sequence[int]) -> Slip:
-        """Move the items at *indexes* to a slip of their own; nobody waits for the others."""
-        live = Slip([slip.items[index] for index in indexes], slip.ticket, slip.since)
-        live.started = True
-        self.unanswered[live] = None
+    def _take_apart(self, slip: Slip, max_items: int) -> Slip:
+        """Return the first *max_items* of the items that callers wait for as a slip that has started.
+
+        The others stay in front as one that has not.
+        """
+        live = [index for index, item in enumerate(slip.items) if item is not GONE]
+        first = self._part(slip, live[:max_items])
+        first.started = True
         outcomes: list[object] = [None] * len(slip.items)
-        for place, index in enumerate(indexes):
-            outcomes[index] = Moved(live, place)
+        for place, index in enumerate(live[:max_items]):
+            outcomes[index] = Moved(first, place)
+        if len(live) > max_items:
+            rest = self._part(slip, live[max_items:])
+            for place, index in enumerate(live[max_items:]):
+                outcomes[index] = Moved(rest, place)
+            self.parts.appendleft(rest)
         self.answer(slip, outcomes)
-        return live
+        return first
+
+    def _part(self, slip: Slip, indexes: Sequence[int]) -> Slip:
+        ticket = slip.ticket + (indexes[0] if indexes else 0)
+        part = Slip([slip.items[index] for index in indexes], ticket, slip.since)
+        self.unanswered[part] = None
+        return part
 
     def single(self, slip: Slip, index: int) -> Slip:
         """Return a slip for the item at *index* alone; the caller links the old one to it."""

@@ -29,6 +29,15 @@ class BatchSizeError(HandlerContractError):
     """A batch handler returned a different number of results than it got items."""
 
 
+class BatchTooLargeError(ForebayError):  # raised by handlers to report, not by forebay
+    """Raised by a batch handler to say that the batch was refused for its size, and that nothing of it was done.
+
+    Its items run again in two halves, and that is no failed attempt. A single item that is too large has failed.
+    """
+
+    category = "permanent"
+
+
 class BatchError(ForebayError):
     """A batch failed as a whole; `__cause__` is the handler's exception.
 

@@ -10,6 +10,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 from attrs import define, frozen
 
 from forebay._registry import close_coroutine, nearest, where
+from forebay._summary import Summary
 from forebay._types import (
     BatchInfo,
     BreakerInfo,
@@ -20,7 +21,6 @@ from forebay._types import (
     PartitionsInfo,
     Pressure,
     RunInfo,
-    Summary,
 )
 from forebay.abc import Observer
 

@@ -58,11 +58,7 @@ class PipelineExit:
     def finish(self, pieces: Sequence[Piece], now: float) -> None:
         """All items of *pieces* are done, since *now*, and nothing follows."""
         self.office.ledger.now = now
-        route = self.route
-        if route.arrived is not None:
-            route.arrived(pieces)
-        for piece in pieces:
-            route.settle(piece)
+        self.route.finish(pieces)
 
     async def forward(self, pieces: Sequence[Piece]) -> None:
         """Send results on to what follows."""
@@ -99,6 +95,14 @@ class PipelineExit:
     def drop(self, piece: Piece, reason: str) -> None:
         """Throw a single item away on purpose."""
         self.office.drop_reasons[reason] = self.office.drop_reasons.get(reason, 0) + 1
+        self.route.settle_positions(piece.listed(), "dropped")
+
+    def leave_out(self, piece: Piece, reason: str) -> None:
+        """Throw the items of *piece* away because there is no room for them."""
+        count = len(piece.items)
+        name = f"{self.stage}: {reason}"
+        self.office.drop_reasons[name] = self.office.drop_reasons.get(name, 0) + count
+        self.listed(piece)
         self.route.settle_positions(piece.listed(), "dropped")
 
     async def set_aside(self, dead: Sequence[Dead], batch: Batch | None) -> None:

@@ -86,7 +86,12 @@ class ReaderFeed:
         position = 0
         last_yield = perf_counter()
         while not self._ended:
-            if inbox is not None and not inbox.fits(size, 0):
+            if size != route.max_size and route.max_size:  # the stage behind takes other batches than before
+                size = route.max_size
+                share = min(share, 4 * size)
+                if gather.held >= size:
+                    await self._flush(gather)
+            if inbox is not None and route.overflow is None and not inbox.fits(size, 0):
                 await self._wait_room(inbox, size)
                 last_yield = perf_counter()
                 continue
@@ -146,7 +151,8 @@ class ReaderFeed:
         reader, mapped = self.reader, self._mapped
         inbox = self.route.inbox
         slices: list[Mapped] = []
-        room = share if inbox is None else min(share, max(inbox.max_items - inbox.held, 1))
+        waits = inbox is not None and self.route.overflow is None
+        room = min(share, max(inbox.max_items - inbox.held, 1)) if waits and inbox is not None else share
         count = min(missing, room)
         try:
             while room > 0:
@@ -368,7 +374,7 @@ class SessionFeed:
         """Return how many items may be fetched now."""
         inbox = self.route.inbox
         room = FETCH_ITEMS
-        if inbox is not None:
+        if inbox is not None and self.route.overflow is None:
             if inbox.held and inbox.held + self.route.max_size > inbox.max_items:
                 return 0
             if inbox.max_bytes is not None and inbox.held and inbox.held_bytes >= inbox.max_bytes:

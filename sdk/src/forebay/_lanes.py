@@ -224,30 +224,40 @@ class Lanes:
     def put_back(self, singles: Sequence[Piece]) -> None:
         """Put items in front of the lanes of their keys, in this order: they were not reached.
 
-        Those whose head went back to its source follow it there.
+        Those whose head went back to its source follow it there if they can; the others go on.
         """
-        followed: dict[str, int] = {}
-        for single in singles:
+        keys = [single.keys[0] for single in singles if single.keys]
+        headless = {key: 0 for key in keys if key not in self._busy and key in self._away}  # to how many followed
+        staying = [single for single in singles if not self._follows(single, headless)]
+        for single in reversed(staying):
             assert single.keys is not None
             assert single.positions is not None
             key = single.keys[0]
-            if key not in self._busy and key in self._away:
-                until = self._blocked.get(key, 0.0)
-                gone = self.shed(single.positions[0], until)
-                if gone is not None:
-                    followed[key] = followed.get(key, 0) + 1
-                    self._away[key].insert(followed[key], (gone, until))
-        for single in reversed(singles):
-            assert single.keys is not None
-            assert single.positions is not None
-            key = single.keys[0]
-            if key in followed:
-                continue
             lane = self._busy.get(key)
             if lane is None:
                 lane = self._busy[key] = deque()
             lane.appendleft((single.items[0], single.positions[0], single.since, single.record))
             self._count_waiting(1)
+        for key in headless:
+            lane = self._busy.get(key)
+            if lane:  # nobody holds it, so nobody would free it
+                self._busy[key] = None
+                self._promote(key, lane)
+
+    def _follows(self, single: Piece, headless: dict[str, int]) -> bool:
+        """Return whether an item has followed the head of its key to their source."""
+        assert single.keys is not None
+        assert single.positions is not None
+        key = single.keys[0]
+        if key not in headless:
+            return False
+        until = self._blocked.get(key, 0.0)
+        gone = self.shed(single.positions[0], until)
+        if gone is None:
+            return False
+        headless[key] += 1
+        self._away[key].insert(headless[key], (gone, until))
+        return True
 
     def take_ready(
         self, max_items: int, owned: set[str], fitting: Callable[[Sequence[Piece], Piece], int] = _all_fit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypedDict, TypeVar, Unpack, cast, overload
 
@@ -12,6 +13,7 @@ from attrs import evolve, frozen
 from forebay._checks import (
     a,
     at_least,
+    check_backpressure,
     check_callable,
     check_entered,
     check_handler,
@@ -29,13 +31,28 @@ from forebay._checks import (
     without_password,
 )
 from forebay._handler import RunIn, is_async, name_of
-from forebay._recipe import ForkSpec, InlineSpec, Node, Recipe, SourceSpec, StageSpec, Store
+from forebay._overflow import Backpressure
+from forebay._recipe import (
+    DEFAULT_CONTROL,
+    Control,
+    ForkSpec,
+    InlineSpec,
+    Node,
+    Recipe,
+    SourceSpec,
+    StageSpec,
+    Store,
+    control_spec,
+    most_concurrency,
+)
 from forebay._retry import Retry
 from forebay._scope import open_scope
-from forebay._types import Again, Dropped, Failed, Outcome, Summary
+from forebay._summary import Summary
+from forebay._types import Again, Dropped, Failed, Goal, Outcome
 from forebay.abc import Sink, Source
 
 if TYPE_CHECKING:
+    from forebay._tuning import Tuning
     from forebay.hooks import Plugins
 
 T = TypeVar("T")
@@ -51,6 +68,8 @@ class ItemOptions(TypedDict, total=False):
     time_limit: float | None
     retry: Retry | None
     dead_letters: Store | None
+    control: Control
+    goal: Goal | None
 
 
 @frozen
@@ -65,6 +84,7 @@ class ClosedPipeline:
         *,
         plugins: Plugins | None = None,
         observers: Sequence[object] = (),
+        tuning: Tuning | None = None,
         drain_timeout: float = 10.0,
         seed: int | None = None,
     ) -> Summary:
@@ -76,6 +96,7 @@ class ClosedPipeline:
         Args:
             plugins: Where names and URLs in the recipe are looked up; `None`: what is installed, for this run only.
             observers: Objects with some of the methods of `forebay.abc.Observer`.
+            tuning: Changes the bounds and goals of the stages while the run goes on.
             drain_timeout: Seconds that the run may take to finish what is in hand once it has been told to drain.
             seed: Seed of all chance in the run, which is the jitter of retries.
 
@@ -85,7 +106,7 @@ class ClosedPipeline:
                 or what a source raised, after the items before it had their outcome. It comes bare, with notes;
                 only when several parts failed at once they come in an `ExceptionGroup`.
         """
-        return await _run(self.recipe, plugins, observers, drain_timeout, seed)
+        return await _run(self.recipe, plugins, observers, tuning, drain_timeout, seed)
 
     def __getattr__(self, name: str) -> NoReturn:
         """Explain why no stage can follow."""
@@ -117,6 +138,8 @@ class Pipeline(Generic[T]):
         time_limit: float | None = None,
         retry: Retry | None = None,
         dead_letters: Store | None = None,
+        control: Control | None = None,
+        goal: Goal | None = None,
     ) -> Pipeline[U]: ...
     @overload
     def map(
@@ -130,6 +153,8 @@ class Pipeline(Generic[T]):
         time_limit: float | None = None,
         retry: Retry | None = None,
         dead_letters: Store | None = None,
+        control: Control | None = None,
+        goal: Goal | None = None,
     ) -> Pipeline[U]: ...
     def map(self, func: Callable[[T], Any], /, **options: Any) -> Pipeline[Any]:  # noqa: D417  # the overloads name them
         """Replace each item with what *func* returns for it.
@@ -146,6 +171,8 @@ class Pipeline(Generic[T]):
             time_limit: Seconds after which a call is cut off; the item then counts as failed and perhaps done.
             retry: When an item that failed is run again. By default 3 attempts, for transient failures only.
             dead_letters: Where items go that failed for good. Without, such a failure ends the run.
+            control: Who steers how many calls are in flight, where the function has a stage; as in `map_batches`.
+            goal: What it is steered for.
         """
         return self._per_item("map", func, func, (), **options)
 
@@ -208,6 +235,8 @@ class Pipeline(Generic[T]):
         time_limit: float | None = None,
         retry: Retry | None = None,
         dead_letters: Store | None = None,
+        control: Control | None = None,
+        goal: Goal | None = None,
         **unknown: object,
     ) -> Pipeline[Any]:
         check_unknown(kind, unknown, ItemOptions.__annotations__)
@@ -217,7 +246,13 @@ class Pipeline(Generic[T]):
         check_store(dead_letters)
         shown = name or f"{kind} {name_of(func)}"
         if not is_async(func) and run_in == "loop":
-            for argument, value in (("max_concurrency", max_concurrency), ("time_limit", time_limit)):
+            steered: dict[str, object] = {
+                "max_concurrency": max_concurrency,
+                "time_limit": time_limit,
+                "control": control,
+                "goal": goal,
+            }
+            for argument, value in steered.items():
                 if value is not None:
                     raise ValueError(
                         f"{argument} has no meaning for {shown!r}, a plain function that runs inline; "
@@ -229,8 +264,12 @@ class Pipeline(Generic[T]):
             shown,
             per_item=True,
             max_size=256,
-            max_concurrency=at_least(
-                "max_concurrency", default_concurrency(run_in) if max_concurrency is None else max_concurrency, 1
+            control=control_spec(
+                *(shown, DEFAULT_CONTROL if control is None else control, goal),
+                max_size=1,
+                max_concurrency=None if max_concurrency is None else at_least("max_concurrency", max_concurrency, 1),
+                usual_concurrency=default_concurrency(run_in),
+                most_concurrency=most_concurrency(run_in),
             ),
             run_in=run_in,
             time_limit=seconds("time_limit", time_limit),
@@ -249,17 +288,20 @@ class Pipeline(Generic[T]):
         func: Callable[[list[T]], Awaitable[Sequence[U | Failed | Again | Dropped]]],
         /,
         *,
-        max_size: int,
+        max_size: int | None = None,
         max_age: float = 0.05,
         max_bytes: int | None = None,
         weigh: Callable[[T], int] | None = None,
-        max_concurrency: int = 1,
+        max_concurrency: int | None = None,
         capacity: int | None = None,
+        backpressure: Backpressure = "wait",
         time_limit: float | None = None,
         idempotent: bool = False,
         in_order: bool = False,
         retry: Retry | None = None,
         dead_letters: Store | None = None,
+        control: Control = DEFAULT_CONTROL,
+        goal: Goal | None = None,
         name: str | None = None,
     ) -> Pipeline[U]: ...
     @overload
@@ -268,18 +310,21 @@ class Pipeline(Generic[T]):
         func: Callable[[list[T]], Sequence[U | Failed | Again | Dropped]],
         /,
         *,
-        max_size: int,
+        max_size: int | None = None,
         max_age: float = 0.05,
         max_bytes: int | None = None,
         weigh: Callable[[T], int] | None = None,
-        max_concurrency: int = 1,
+        max_concurrency: int | None = None,
         capacity: int | None = None,
+        backpressure: Backpressure = "wait",
         run_in: RunIn = "loop",
         time_limit: float | None = None,
         idempotent: bool = False,
         in_order: bool = False,
         retry: Retry | None = None,
         dead_letters: Store | None = None,
+        control: Control = DEFAULT_CONTROL,
+        goal: Goal | None = None,
         name: str | None = None,
     ) -> Pipeline[U]: ...
     @overload
@@ -288,18 +333,21 @@ class Pipeline(Generic[T]):
         func: Sink[T] | str | Callable[[list[T]], Awaitable[Sequence[Outcome] | None]] | Callable[[list[T]], None],
         /,
         *,
-        max_size: int,
+        max_size: int | None = None,
         max_age: float = 0.05,
         max_bytes: int | None = None,
         weigh: Callable[[T], int] | None = None,
-        max_concurrency: int = 1,
+        max_concurrency: int | None = None,
         capacity: int | None = None,
+        backpressure: Backpressure = "wait",
         run_in: RunIn = "loop",
         time_limit: float | None = None,
         idempotent: bool = False,
         in_order: bool = False,
         retry: Retry | None = None,
         dead_letters: Store | None = None,
+        control: Control = DEFAULT_CONTROL,
+        goal: Goal | None = None,
         name: str | None = None,
     ) -> ClosedPipeline: ...
     def map_batches(
@@ -307,24 +355,31 @@ class Pipeline(Generic[T]):
         func: Any,
         /,
         *,
-        max_size: int,
+        max_size: int | None = None,
         max_age: float = 0.05,
         max_bytes: int | None = None,
         weigh: Callable[[Any], int] | None = None,
-        max_concurrency: int = 1,
+        max_concurrency: int | None = None,
         capacity: int | None = None,
+        backpressure: Backpressure = "wait",
         run_in: RunIn = "loop",
         time_limit: float | None = None,
         idempotent: bool = False,
         in_order: bool = False,
         retry: Retry | None = None,
         dead_letters: Store | None = None,
+        control: Control = DEFAULT_CONTROL,
+        goal: Goal | None = None,
         name: str | None = None,
     ) -> Any:
         """Call *func* with lists of items, and go on with the results it returns for them.
 
-        A batch goes out as soon as one of *max_concurrency* calls is free, with what has gathered by then; so sizes
-        grow with the load and nothing waits for company. A plain iterable always fills its batches.
+        A batch goes out as soon as one of the calls is free, with what has gathered by then; so sizes grow with the
+        load and nothing waits for company. A plain iterable always fills its batches.
+
+        How large a batch may be and how many calls may be in flight is up to *control*. "fixed" keeps *max_size* and
+        *max_concurrency*. Another controller begins with them and moves below, for best throughput or for *goal*;
+        "adaptive" looks at how long calls take, "inverse-load" makes batches smaller as the system's load rises.
 
         *func* returns one result for each item, in order, or `None`: then it is a sink and nothing can follow.
         `Failed(error)`, `Again(after)` or `Dropped(reason)` may stand in an item's place. To report failures from a
@@ -334,12 +389,16 @@ class Pipeline(Generic[T]):
 
         Args:
             func: Async or plain function of a list; or a `Sink`, or the name or URL of one.
-            max_size: Most items in a batch.
+            max_size: Most items in a batch. It may be left out where somebody steers, and is 8,192 then.
             max_age: Longest time in seconds that items from a slow iterable wait for their batch to fill.
             max_bytes: Most bytes in a batch, as *weigh* counts them. A larger item goes alone.
             weigh: Returns the size of an item in bytes.
-            max_concurrency: Calls in flight at once.
+            max_concurrency: Calls in flight at once, 1 by default. Where somebody steers and it is left out, they begin
+                with 1 and may come to 256, to 64 in threads; then items do not stay in order but behind `key_by`.
             capacity: Items that may wait in front of the stage; 8 batches, at least 1,024, by default.
+            backpressure: What happens when so many wait. `"wait"`: what comes before slows down. Otherwise some items
+                are left out and counted as dropped: `"drop_oldest"`, `"drop_newest"`, or with `"sample"` a random
+                choice of what comes, ever fewer as the second half of the queue fills.
             run_in: Where a plain function runs.
             time_limit: Seconds after which a call is cut off; its items then count as failed and perhaps done.
             idempotent: Whether handling an item twice does no harm.
@@ -348,6 +407,9 @@ class Pipeline(Generic[T]):
             retry: When items that failed are run again. By default 3 attempts, for transient failures only.
             dead_letters: Where items go that failed for good: a store, or the name or URL of one.
                 Without, such a failure ends the run.
+            control: Who steers: the name of a controller, a `forebay.abc.Controller` for all runs, or a function
+                (or class) that makes one for each run, see `forebay.abc.ControllerFactory`.
+            goal: What to steer for; best throughput by default.
             name: What to call the stage in reports; the function's name by default.
         """
         check_entered("the function given to map_batches", func)
@@ -362,16 +424,27 @@ class Pipeline(Generic[T]):
         elif max_bytes is not None:
             raise ValueError("max_bytes needs weigh, a function that returns the size of one item in bytes")
         shown = name or (without_password(func) if isinstance(func, str) else name_of(cast("object", func)))
+        inline = function is not None and run_in == "loop" and not is_async(function)
+        nbytes = None if max_bytes is None else at_least("max_bytes", max_bytes, 1)
+        plan = control_spec(
+            *(shown, control, goal),
+            max_size=None if max_size is None else at_least("max_size", max_size, 1),
+            max_concurrency=None if max_concurrency is None else at_least("max_concurrency", max_concurrency, 1),
+            usual_concurrency=1,
+            most_concurrency=1 if inline else most_concurrency(run_in),  # inline calls cannot overlap
+            max_bytes=nbytes,
+        )
         spec = StageSpec(
             cast("Any", func),
             shown,
             per_item=False,
-            max_size=at_least("max_size", max_size, 1),
-            max_concurrency=at_least("max_concurrency", max_concurrency, 1),
+            max_size=plan.bounds.max_size,
+            control=plan,
             max_age=seconds("max_age", max_age, zero=True) or 0.0,
-            max_bytes=None if max_bytes is None else at_least("max_bytes", max_bytes, 1),
+            max_bytes=nbytes,
             weigh=weigh,
             capacity=0 if capacity is None else at_least("capacity", capacity, 1),
+            backpressure=check_backpressure(backpressure),
             run_in=run_in,
             time_limit=seconds("time_limit", time_limit),
             retry=retry,
@@ -414,11 +487,12 @@ class Pipeline(Generic[T]):
         *,
         plugins: Plugins | None = None,
         observers: Sequence[object] = (),
+        tuning: Tuning | None = None,
         drain_timeout: float = 10.0,
         seed: int | None = None,
     ) -> Summary:
         """Run the recipe until its sources are at their end; see `ClosedPipeline.run`. Last results are thrown away."""
-        return await _run(self.recipe, plugins, observers, drain_timeout, seed)
+        return await _run(self.recipe, plugins, observers, tuning, drain_timeout, seed)
 
     def _longer(self, *nodes: Node) -> Pipeline[Any]:
         return Pipeline(evolve(self.recipe, nodes=(*self.recipe.nodes, *nodes)))
@@ -518,7 +592,12 @@ def _source_spec(source: object, index: int, in_thread: bool) -> SourceSpec:
 
 
 async def _run(
-    recipe: Recipe, plugins: Plugins | None, observers: Sequence[object], drain_timeout: float, seed: int | None
+    recipe: Recipe,
+    plugins: Plugins | None,
+    observers: Sequence[object],
+    tuning: Tuning | None,
+    drain_timeout: float,
+    seed: int | None,
 ) -> Summary:
     # Loaded with the first run: a program that imports recipes and runs none does not pay for it.
     from forebay._run import Run
@@ -528,7 +607,11 @@ async def _run(
     check_listeners(plugins, _Plugins, observers)
     known = default_plugins() if plugins is None else plugins
     listeners = known.events(observers)
-    run = Run(recipe, lambda kind, name: known.kind(kind).build(name), listeners, random.Random(seed))
+
+    def build(kind: str, name: str, /, **options: object) -> AbstractAsyncContextManager[Any]:
+        return known.kind(kind).build(name, **options)
+
+    run = Run(recipe, build, listeners, random.Random(seed), tuning)
     async with open_scope(drain_timeout=drain_timeout, name=recipe.name) as scope:
         scope.start_soon(run.main, scope, name=f"forebay {recipe.name}")
     assert run.summary is not None, "the run was cut off before it began"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
@@ -25,10 +25,12 @@ from forebay._errors import (
     ItemDroppedError,
     PluginError,
 )
-from forebay._handler import BatchPart, RunIn, build_call, name_of
+from forebay._handler import BatchPart, RunIn, build_call, is_async, name_of
+from forebay._recipe import DEFAULT_CONTROL, Control, ControlSpec, control_spec, most_concurrency
 from forebay._retry import Retry, classify
 from forebay._scope import Scope, open_scope
 from forebay._stage import Stage
+from forebay._steer import Steer, begin_steering, factory_of
 from forebay._types import (
     Again,
     Category,
@@ -38,6 +40,9 @@ from forebay._types import (
     Dropped,
     Failed,
     Failure,
+    Goal,
+    Limits,
+    LimitsInfo,
     Member,
     Offset,
     StageSummary,
@@ -46,6 +51,7 @@ from forebay.abc import DeadLetterStore
 
 if TYPE_CHECKING:
     from forebay._events import Events
+    from forebay._tuning import Tuning
     from forebay.hooks import Plugins
 
 T = TypeVar("T")
@@ -63,6 +69,10 @@ class BatcherStatistics:
     submitted: int
     stage: StageSummary
     """What the handler has done so far."""
+    limits: Limits | None = None
+    """What holds now."""
+    moves: Sequence[LimitsInfo] = ()
+    """The last 256 moves of the controller."""
 
 
 @define(eq=False)
@@ -94,15 +104,21 @@ class Batcher(Generic[T, R]):
             slip, index = await self._wait_place(item, size)
         else:
             slip, index = desk.place(item, size)
-        try:
-            await slip.answered.wait()
-        finally:
-            if not slip.started:
-                desk.leave(slip, index)
-        outcome = slip.outcomes[index]
-        if type(outcome) in SPECIAL:
-            return cast("R", await _follow(outcome))
-        return cast("R", outcome)
+        while True:
+            answered = False
+            try:
+                await slip.answered.wait()
+                answered = True
+            finally:
+                if not answered:
+                    desk.leave(slip, index)
+            outcome = slip.outcomes[index]
+            if type(outcome) not in SPECIAL:
+                return cast("R", outcome)
+            if isinstance(outcome, Refusal):
+                raise outcome.error
+            assert isinstance(outcome, Moved)
+            slip, index = outcome.slip, outcome.index
 
     async def _wait_place(self, item: T, size: int) -> tuple[Slip, int]:
         """Wait, behind those who wait already, until *item* has a place."""
@@ -116,9 +132,7 @@ class Batcher(Generic[T, R]):
             woken = True
         finally:
             if not woken:
-                desk.waiters.pop(waiter, None)
-                if waiter.slip is not None and not waiter.slip.started:
-                    desk.leave(waiter.slip, waiter.index)
+                desk.forget(waiter)
         if waiter.slip is None:
             self._check_open()
             raise AssertionError("unreachable")  # pragma: no cover -- without a place it is only woken by the end
@@ -136,6 +150,8 @@ class Batcher(Generic[T, R]):
             in_flight=self._stage.in_flight,
             submitted=self._desk.submitted,
             stage=self._stage.metrics.summary(self._name),
+            limits=self._stage.steer.limits,
+            moves=tuple(self._stage.steer.moves),
         )
 
     def _close(self) -> None:
@@ -147,16 +163,6 @@ class Batcher(Generic[T, R]):
         message = f"batcher {self._name!r} was shut down before the item had a result"
         for slip in list(self._desk.unanswered):
             self._desk.answer(slip, [Refusal(BatcherClosedError(message)) for _ in slip.items])
-
-
-async def _follow(outcome: object) -> object:
-    """Return the result behind *outcome*, wherever the item has gone, or raise its failure."""
-    while isinstance(outcome, Moved):
-        await outcome.slip.answered.wait()
-        outcome = outcome.slip.outcomes[outcome.index]
-    if isinstance(outcome, Refusal):
-        raise outcome.error
-    return outcome
 
 
 @define(eq=False)
@@ -254,8 +260,8 @@ class _PushExit:
         return None
 
     def give_up(self, piece: Piece, record: Record, delay: float) -> Offset | None:
-        """Return `None`: a batcher that drains tries again until it is cut off, and then tells the caller."""
-        return None
+        """Never called: a batcher that drains tries again until it is cut off, and then tells the caller."""
+        raise AssertionError("a batcher has no end to give up for")  # pragma: no cover -- Waiting.drain is not called
 
     def parts(self, batch: Batch) -> tuple[BatchPart, ...]:
         """Return nothing: submitted items have no offsets."""
@@ -270,59 +276,68 @@ class _PushExit:
 def open_batcher(
     process: Callable[[list[T]], Awaitable[Sequence[R | Failed | Again | Dropped]]],
     *,
-    max_size: int,
+    max_size: int | None = None,
     max_age: float = 0.005,
     max_bytes: int | None = None,
     weigh: Callable[[T], int] | None = None,
-    max_concurrency: int = 1,
+    max_concurrency: int | None = None,
     capacity: int = 10_000,
     time_limit: float | None = None,
     idempotent: bool = False,
     retry: Retry | None = None,
     dead_letters: DeadLetterStore | str | None = None,
+    control: Control = DEFAULT_CONTROL,
+    goal: Goal | None = None,
     name: str | None = None,
     plugins: Plugins | None = None,
     observers: Sequence[object] = (),
+    tuning: Tuning | None = None,
     drain_timeout: float = 10.0,
 ) -> AbstractAsyncContextManager[Batcher[T, R]]: ...
 @overload
 def open_batcher(
     process: Callable[[list[T]], Sequence[R | Failed | Again | Dropped]],
     *,
-    max_size: int,
+    max_size: int | None = None,
     max_age: float = 0.005,
     max_bytes: int | None = None,
     weigh: Callable[[T], int] | None = None,
-    max_concurrency: int = 1,
+    max_concurrency: int | None = None,
     capacity: int = 10_000,
     run_in: RunIn = "loop",
     time_limit: float | None = None,
     idempotent: bool = False,
     retry: Retry | None = None,
     dead_letters: DeadLetterStore | str | None = None,
+    control: Control = DEFAULT_CONTROL,
+    goal: Goal | None = None,
     name: str | None = None,
     plugins: Plugins | None = None,
     observers: Sequence[object] = (),
+    tuning: Tuning | None = None,
     drain_timeout: float = 10.0,
 ) -> AbstractAsyncContextManager[Batcher[T, R]]: ...
 @asynccontextmanager
 async def open_batcher(
     process: Callable[[Any], Any],
     *,
-    max_size: int,
+    max_size: int | None = None,
     max_age: float = 0.005,
     max_bytes: int | None = None,
     weigh: Callable[[Any], int] | None = None,
-    max_concurrency: int = 1,
+    max_concurrency: int | None = None,
     capacity: int = 10_000,
     run_in: RunIn = "loop",
     time_limit: float | None = None,
     idempotent: bool = False,
     retry: Retry | None = None,
     dead_letters: DeadLetterStore | str | None = None,
+    control: Control = DEFAULT_CONTROL,
+    goal: Goal | None = None,
     name: str | None = None,
     plugins: Plugins | None = None,
     observers: Sequence[object] = (),
+    tuning: Tuning | None = None,
     drain_timeout: float = 10.0,
 ) -> AsyncGenerator[Batcher[Any, Any]]:
     """Open a batcher: callers submit single items, *process* gets lists of them.
@@ -330,7 +345,7 @@ async def open_batcher(
         async with forebay.open_batcher(embed, max_size=64) as batcher:
             vector = await batcher.submit("penstock")
 
-    A batch starts as soon as one of *max_concurrency* calls is free, with what has been submitted by then.
+    A batch starts as soon as one of the calls is free, with what has been submitted by then.
     Nothing is retried or dead-lettered unless asked. Leaving the block takes no more items and finishes those that
     wait, for at most *drain_timeout* seconds; inside `open_scope` the batcher drains with the scope.
     An exception that leaves the block, and cancellation, end it at once. Callers that got no result by then
@@ -339,21 +354,25 @@ async def open_batcher(
     Args:
         process: Async or plain function of a list; returns one result for each item, in order.
             `Failed(error)`, `Again(after)` or `Dropped(reason)` may stand in an item's place.
-        max_size: Most items in a batch.
+        max_size: Most items in a batch. It may be left out where somebody steers, and is 8,192 then.
         max_age: Longest time in seconds that an item waits for company while a call is free. Batches start
-            at once, so it is a bound for other controllers.
+            at once, so it is a bound for controllers that want them to wait.
         max_bytes: Most bytes in a batch, as *weigh* counts them. A larger item goes alone.
         weigh: Returns the size of an item in bytes.
-        max_concurrency: Calls in flight at once.
+        max_concurrency: Calls in flight at once, 1 by default. Where somebody steers and it is left out, they begin
+            with 1 and may come to 256, to 64 in threads.
         capacity: Items that may wait; `submit` waits when there are more.
         run_in: Where a plain function runs.
         time_limit: Seconds after which a call is cut off.
         idempotent: Whether handling an item twice does no harm; then a batch that failed as a whole is bisected.
         retry: When items that failed are run again; not at all by default.
         dead_letters: Store, or name or URL of one, for items that failed for good; their callers get the failure too.
+        control: Who steers; as in `Pipeline.map_batches`.
+        goal: What to steer for; best throughput by default.
         name: What to call the batcher in reports; the function's name by default.
         plugins: Where names and URLs are looked up, and whose hooks hear of events.
         observers: Objects with some of the methods of `forebay.abc.Observer`.
+        tuning: Changes bounds and goal while the batcher is open; the stage is called as the batcher.
         drain_timeout: Seconds that the end may take.
     """
     check_callable("open_batcher", process)
@@ -364,12 +383,21 @@ async def open_batcher(
     if max_bytes is not None:
         at_least("max_bytes", max_bytes, 1)
     shown = name or name_of(process)
+    plan = control_spec(
+        *(shown, control, goal),
+        max_size=None if max_size is None else at_least("max_size", max_size, 1),
+        max_concurrency=None if max_concurrency is None else at_least("max_concurrency", max_concurrency, 1),
+        usual_concurrency=1,
+        most_concurrency=1 if run_in == "loop" and not is_async(process) else most_concurrency(run_in),
+        max_bytes=max_bytes,
+    )
     clock = measuring_clock()
-    desk = Desk(at_least("capacity", capacity, 1), at_least("max_size", max_size, 1), max_bytes, clock)
     rng = random.Random()
     async with AsyncExitStack() as stack:
         events = _events(plugins, observers, dead_letters)
         store = await _open_store(stack, plugins, dead_letters, shown)
+        steer = await _open_steer(stack, plugins, plan, shown, max_age, events, clock)
+        desk = Desk(at_least("capacity", capacity, 1), steer.limits.batch_size, max_bytes, clock)
         way_out = _PushExit(
             desk,
             shown,
@@ -386,9 +414,8 @@ async def open_batcher(
             ),
             exit=way_out,
             inbox=desk,
-            max_size=max_size,
-            max_bytes=max_bytes,
-            max_concurrency=at_least("max_concurrency", max_concurrency, 1),
+            steer=steer,
+            resize=desk.resize,
             retry=retry,
             idempotent=idempotent,
             splits=retry is not None,
@@ -400,16 +427,15 @@ async def open_batcher(
         )
         batcher: Batcher[Any, Any] = Batcher(stage, desk, shown, weigh if max_bytes is not None else None)
         async with _running(batcher, stage, desk, drain_timeout):
-            yield batcher
+            with nullcontext() if tuning is None else tuning.in_use(f"batcher {shown}", [steer]):
+                yield batcher
 
 
 @asynccontextmanager
 async def _running(batcher: Batcher[Any, Any], stage: Stage, desk: Desk, drain_timeout: float) -> AsyncGenerator[None]:
     try:
         async with open_scope(drain_timeout=drain_timeout, name=batcher._name) as scope:  # pyright: ignore[reportPrivateUsage]  # same module
-            for _ in range(stage.max_concurrency):
-                scope.start_soon(stage.work)
-            scope.start_soon(stage.watch_due)
+            stage.start(scope.start_soon)
             scope.start_soon(_close_when_draining, scope, batcher)
             yield
             batcher._close()  # pyright: ignore[reportPrivateUsage]
@@ -443,17 +469,51 @@ def _ask(events: Events | None, retry: Retry | None, failure: Failure) -> Catego
     return Category.TRANSIENT if retry is None and category is Category.DEPENDENCY else category
 
 
+async def _open_steer(
+    stack: AsyncExitStack,
+    plugins: Plugins | None,
+    plan: ControlSpec,
+    name: str,
+    max_age: float,
+    events: Events | None,
+    clock: Callable[[], float],
+) -> Steer:
+    """Return who says how large batches may be; without a name that only plugins know, pluggy is not loaded."""
+    made: object = None
+    if isinstance(plan.control, str) and factory_of(plan) is None:
+        options = {"bounds": plan.bounds, "goal": plan.goal, "start": plan.start}
+        made = await _opened(stack, plugins, "controllers", plan.control, name, "control", options)
+    limits_changed = None if events is None else events.limits_changed
+    return begin_steering(
+        *(plan, made), pipeline=name, stage=name, max_wait=max_age, limits_changed=limits_changed, clock=clock
+    )
+
+
 async def _open_store(
     stack: AsyncExitStack, plugins: Plugins | None, dead_letters: DeadLetterStore | str | None, name: str
 ) -> DeadLetterStore | None:
     if not isinstance(dead_letters, str):
         return dead_letters
+    opened = await _opened(stack, plugins, "dead_letter_stores", dead_letters, name, "dead_letters", {})
+    return cast("DeadLetterStore", opened)  # the kind says so
+
+
+async def _opened(
+    stack: AsyncExitStack,
+    plugins: Plugins | None,
+    kind: str,
+    thing: str,
+    name: str,
+    argument: str,
+    options: Mapping[str, object],
+) -> Any:
+    """Return what a plugin knows by the name or URL *thing*."""
     if plugins is None:
         from forebay.hooks import default_plugins
 
         plugins = default_plugins()
     try:
-        manager = plugins.dead_letter_stores.build(dead_letters)
+        manager = plugins.kind(kind).build(thing, **options)
     except PluginError as error:
-        raise PluginError(f"batcher {name!r}, dead_letters: {error}") from None
+        raise PluginError(f"batcher {name!r}, {argument}: {error}") from None
     return await stack.enter_async_context(manager)

@@ -11,6 +11,7 @@ from attrs import define, field
 from forebay._batcher import Family, Piece
 from forebay._buffer import Buffer
 from forebay._ledger import Ledger
+from forebay._overflow import Overflow
 from forebay._steps import Step, Stop, run_steps
 from forebay._watch import SLICE_SECONDS
 
@@ -36,8 +37,8 @@ class Route:
     max_size: int = 0
     """Most items that the stage behind takes at once."""
     branches: tuple[Route, ...] = ()
-    arrived: Callable[[Sequence[Piece]], None] | None = None
-    """Called with what comes to the end of the recipe."""
+    overflow: Overflow | None = None
+    """Lets items into the queue where that leaves some out instead of waiting for room."""
     clock: Callable[[], float] = field(kw_only=True)
 
     async def send(self, piece: Piece, first: int = 0) -> None:
@@ -116,14 +117,15 @@ class Route:
 
     async def _queue(self, inbox: Buffer[Piece], piece: Piece) -> None:
         piece.since = self.clock()
+        if self.overflow is not None:
+            self.overflow.push(piece, self.max_size)
+            return
         while len(piece.items) > self.max_size:
             await inbox.put(piece.split(self.max_size))
         await inbox.put(piece)
 
     def finish(self, pieces: Sequence[Piece]) -> None:
         """Settle *pieces*: they are done."""
-        if self.arrived is not None:
-            self.arrived(pieces)
         for piece in pieces:
             self.settle(piece)
 

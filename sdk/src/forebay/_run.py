@@ -10,8 +10,8 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from typing import Any, Protocol, cast
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import anyio
 from attrs import define, field
@@ -21,35 +21,44 @@ from forebay._account import FeedLedger, Hold
 from forebay._batcher import Piece
 from forebay._buffer import Buffer
 from forebay._checks import is_sink, is_source
-from forebay._clock import measuring_clock
+from forebay._clock import clock_is_real, measuring_clock
 from forebay._errors import ForebayError, OrderWarning, PluginError
 from forebay._exit import InlineMishaps, PipelineExit
+from forebay._explain import in_order
 from forebay._feed import ReaderFeed, SessionFeed
 from forebay._handler import build_call
 from forebay._lanes import Lanes
 from forebay._ledger import Ledger, given_back
 from forebay._metrics import Histogram, StageMetrics
+from forebay._overflow import Overflow
 from forebay._ranges import Ranges
 from forebay._recipe import ForkSpec, InlineSpec, Node, Recipe, SourceSpec, StageSpec, Store, count_leaves, stores_of
 from forebay._retry import Retry, classify
 from forebay._route import Route
 from forebay._scope import Scope, raise_bare
 from forebay._source import open_reader
-from forebay._stage import Stage
+from forebay._stage import Stage, StartSoon
+from forebay._steer import Steer, begin_steering, factory_of, no_pressure
 from forebay._steps import Step
+from forebay._summary import Summary
+from forebay._tuning import Tuning
 from forebay._types import (
     BatchInfo,
     Category,
     DeadLettered,
     Deliveries,
     Failure,
+    LimitsInfo,
     Member,
+    Pressure,
     RunInfo,
-    Summary,
 )
 from forebay.abc import DeadLetterStore, Session, Source
 
 _logger = logging.getLogger("forebay")
+
+if TYPE_CHECKING:  # loaded by runs that look at the machine
+    from forebay._sampler import Sampler
 
 WIND_UP_SECONDS = 5.0
 """Longest time that giving back and the last settlement may take, for all sources together."""
@@ -62,6 +71,10 @@ class Listeners(Protocol):
     def run_started(self) -> Callable[[RunInfo], None] | None: ...
     @property
     def batch_done(self) -> Callable[[BatchInfo], None] | None: ...
+    @property
+    def limits_changed(self) -> Callable[[LimitsInfo], None] | None: ...
+    @property
+    def pressure_changed(self) -> Callable[[Pressure], None] | None: ...
     @property
     def dead_lettered(self) -> Callable[[DeadLettered], None] | None: ...
     @property
@@ -77,7 +90,7 @@ class Listeners(Protocol):
 class Build(Protocol):
     """Makes what a name or URL stands for."""
 
-    def __call__(self, kind: str, name: str, /) -> AbstractAsyncContextManager[Any]: ...
+    def __call__(self, kind: str, name: str, /, **options: object) -> AbstractAsyncContextManager[Any]: ...
 
 
 @define(eq=False)
@@ -88,6 +101,9 @@ class Run:
     build: Build
     listeners: Listeners
     rng: random.Random = field(factory=random.Random)
+    tuning: Tuning | None = None
+    pressure: Callable[[], float] = no_pressure
+    """Reads the system load, between 0 (idle) and 1 (at its limit), where it is not to be looked at here."""
     summary: Summary | None = None
     pipeline: str = field(init=False)
     member: Member = field(init=False)
@@ -109,6 +125,7 @@ class Run:
     _given_back: int = 0
     _started: float = 0.0
     _clock: Callable[[], float] = field(init=False)
+    _sampler: Sampler | None = field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.pipeline = self.recipe.name
@@ -143,8 +160,10 @@ class Run:
         self._started = anyio.current_time()
         if self.listeners.run_started is not None:
             self.listeners.run_started(self._info())
+        steers = [stage.steer for stage in self._stages]
         try:
-            await self._work(scope)
+            with nullcontext() if self.tuning is None else self.tuning.in_use(self._title(), steers):
+                await self._work(scope)
         except BaseExceptionGroup as group:
             raise_bare(group)
         finally:
@@ -153,12 +172,24 @@ class Run:
             if self.listeners.run_finished is not None:
                 self.listeners.run_finished(self.summary)
 
+    def _system_load(self) -> float:
+        return self.pressure() if self._sampler is None else self._sampler.level()
+
+    def _look_at_machine(self, start_soon: StartSoon) -> None:
+        """Watch the system load where somebody wants to know; a virtual clock says nothing about the machine."""
+        steered = any(stage.steer.controller is not None for stage in self._stages)
+        wanted = steered or self.listeners.pressure_changed is not None
+        if wanted and self.pressure is no_pressure and clock_is_real():
+            from forebay._sampler import Sampler
+
+            self._sampler = Sampler(changed=self.listeners.pressure_changed)
+            start_soon(self._sampler.run)
+
     async def _work(self, scope: Scope) -> None:
         async with anyio.create_task_group() as tasks:
+            self._look_at_machine(tasks.start_soon)
             for stage in self._stages:
-                for _ in range(stage.max_concurrency):
-                    tasks.start_soon(stage.work)
-                tasks.start_soon(stage.watch_due)
+                stage.start(tasks.start_soon)
             if scope.draining:
                 self._stop_feeds()
             self._pumping = len(self._reader_feeds) + len(self.feeds)
@@ -176,6 +207,9 @@ class Run:
                 "a handler or source was cancelled from inside, which ended its task; "
                 "what it awaits must not be cancelled by others, or it must catch that"
             )
+
+    def _title(self) -> str:
+        return f"{self.pipeline}, run {self.member.id}"
 
     async def _pump(self, feed: ReaderFeed | SessionFeed) -> None:
         await feed.pump()
@@ -213,7 +247,7 @@ class Run:
         if left < math.inf:
             work.deadline = anyio.current_time() + left - min(1.0, left / 4)
             for stage in self._stages:
-                stage.drain(work.deadline)
+                stage.waiting.drain(work.deadline)
 
     async def _wind_up(self, scope: Scope) -> None:
         """Give back what has no outcome and settle what has one, in bounded time even if a source is gone."""
@@ -260,11 +294,11 @@ class Run:
         for spec in recipe.sources:
             await self._add_feed(stack, spec, route)
 
-    async def _opened(self, stack: AsyncExitStack, kind: str, thing: Any, argument: str) -> Any:
+    async def _opened(self, stack: AsyncExitStack, kind: str, thing: Any, argument: str, **options: object) -> Any:
         if not isinstance(thing, str):
             return thing
         try:
-            manager = self.build(kind, thing)
+            manager = self.build(kind, thing, **options)
         except PluginError as error:
             is_file = kind == "sources" and "://" not in thing and ("." in thing or "/" in thing)
             hint = f"; to read a file, pass open({thing!r})" if is_file else ""
@@ -300,7 +334,9 @@ class Run:
                 self._direct(route),
             )
             return
-        bound = route.inbox.max_items if route.inbox is not None else 1024
+        bound = 1024
+        if route.inbox is not None:
+            bound = max(route.inbox.max_items, self._behind(route).steer.bounds.max_size)
         reader = open_reader(source, in_thread=spec.in_thread, max_items=bound, name=spec.name)
         max_age = next((node.max_age for node in self.recipe.nodes if isinstance(node, StageSpec)), math.inf)
         self._reader_feeds.append(
@@ -311,9 +347,14 @@ class Run:
         """Return the stage behind *route* if the pump of the only source may run its batches itself."""
         if route.inbox is None or len(self.recipe.sources) > 1:
             return None
-        stage = next(stage for stage in self._stages if stage.inbox is route.inbox)
-        simple = stage.lanes is None and stage.inbox.weigh is None and not stage.per_item
-        return stage if simple and stage.max_concurrency == 1 else None
+        stage = self._behind(route)
+        simple = stage.lanes is None and stage.inbox.weigh is None and not stage.max_items
+        # Where somebody steers, what holds for one call holds for any number: they do not wait, so they do not overlap.
+        return stage if simple and (stage.concurrency == 1 or stage.steer.controller is not None) else None
+
+    def _behind(self, route: Route) -> Stage:
+        """Return the stage that *route* leads to."""
+        return next(stage for stage in self._stages if stage.inbox is route.inbox)
 
     async def _route(self, stack: AsyncExitStack, nodes: Sequence[Node], leaves: tuple[int, ...], keyed: bool) -> Route:
         """Build the way from here to the end, through *nodes*."""
@@ -338,7 +379,7 @@ class Run:
         node = rest[0]
         if isinstance(node, StageSpec):
             following = await self._add_stage(route, node, rest, keyed, stack)
-            route.inbox, route.max_size = following.inbox, following.max_size
+            route.inbox, route.max_size = following.inbox, following.intake.max_size
             return
         assert isinstance(node, ForkSpec)
         first = route.leaves[0]
@@ -364,12 +405,28 @@ class Run:
         if isinstance(func, str):
             func = await self._opened(stack, "sinks", func, f"stage {spec.name!r}, sink")
         handler: Callable[[Any], Any] = func.write if is_sink(func) else cast("Any", func)
+        steer = await self._steer(stack, spec)
+        size = spec.max_size if spec.per_item else steer.limits.batch_size
         inbox: Buffer[Piece] = Buffer(
-            spec.capacity or max(1024, 8 * spec.max_size),
+            spec.capacity or _capacity(size),
             max_bytes=None if spec.max_bytes is None else 8 * spec.max_bytes,
             weigh=spec.weigh,
         )
+
+        def resize(size: int) -> None:
+            route.max_size = size
+            if not spec.capacity:
+                inbox.max_items = _capacity(size)
+                inbox.wake_putters()
+
         way_out = PipelineExit(self, spec.name, following, self._store_of(spec))
+        if spec.backpressure != "wait":
+
+            def leave_out(piece: Piece, reason: str) -> None:
+                metrics.dropped += len(piece.items)
+                way_out.leave_out(piece, reason)
+
+            route.overflow = Overflow(policy=spec.backpressure, inbox=inbox, drop=leave_out, rng=self.rng)
         stage = Stage(
             pipeline=self.pipeline,
             name=spec.name,
@@ -378,13 +435,12 @@ class Run:
             ),
             exit=way_out,
             inbox=inbox,
-            max_size=spec.max_size,
-            max_bytes=spec.max_bytes,
-            max_concurrency=spec.max_concurrency,
+            steer=steer,
+            max_items=spec.max_size if spec.per_item else 0,
+            resize=resize,
             retry=spec.retry or self.recipe.retry or Retry(),
             idempotent=spec.idempotent,
             last=len(nodes) == 1,
-            per_item=spec.per_item,
             lanes=self._lanes(spec, way_out) if keyed else None,
             batch_done=self.listeners.batch_done,
             idle=self._look_finished,
@@ -395,6 +451,27 @@ class Run:
         )
         self._stages.insert(index, stage)
         return stage
+
+    async def _steer(self, stack: AsyncExitStack, spec: StageSpec) -> Steer:
+        """Return who says how large the batches of a stage may be."""
+        plan = spec.control
+        made: object = None
+        if isinstance(plan.control, str) and factory_of(plan) is None:
+            made = await self._opened(
+                *(stack, "controllers", plan.control, f"stage {spec.name!r}, control"),
+                bounds=plan.bounds,
+                goal=plan.goal,
+                start=plan.start,
+            )
+        return begin_steering(
+            *(plan, made),
+            pipeline=self.pipeline,
+            stage=spec.name,
+            max_wait=spec.max_age,
+            limits_changed=self.listeners.limits_changed,
+            pressure=self._system_load,
+            clock=self._clock,
+        )
 
     def _lanes(self, spec: StageSpec, way_out: PipelineExit) -> Lanes:
         return Lanes(
@@ -475,7 +552,14 @@ class Run:
             drop_reasons=dict(self.drop_reasons),
             abandoned=_worker.abandoned(),
             listener_errors=self.listeners.listener_errors,
+            moves=in_order([move for stage in self._stages for move in stage.steer.moves]),
+            moves_made=sum(stage.steer.made for stage in self._stages),
         )
+
+
+def _capacity(size: int) -> int:
+    """Return how many items may wait in front of a stage with batches of *size*, where the user does not say."""
+    return max(1024, 8 * size)
 
 
 def _has_keys(nodes: Sequence[Node]) -> bool:

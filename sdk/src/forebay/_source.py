@@ -162,7 +162,7 @@ class _QueuedReader:
             self._reading.cancel()
 
     async def _read_all(self) -> None:
-        raise NotImplementedError
+        raise NotImplementedError  # pragma: no cover -- each reader has its own
 
     def _wake(self) -> None:
         if self._filled is not None:

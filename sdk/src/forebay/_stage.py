@@ -2,60 +2,71 @@
 
 from __future__ import annotations
 
-import heapq
-import logging
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from time import perf_counter
-from typing import cast
+from typing import Any, TypeAlias
 
 import anyio
 import anyio.lowlevel
 from attrs import define, field
 
-from forebay._batch import Batch, Dead, Exit
-from forebay._batcher import Piece, Record
+from forebay._answer import attributed, check_results, matched
+from forebay._batch import Batch, Exit
+from forebay._batcher import Piece
 from forebay._buffer import Buffer
-from forebay._errors import BatchFailed, BatchSizeError, HandlerContractError, RetryExhaustedError, TimeLimitError
-from forebay._handler import OUTCOMES, BatchContext, Call, returned_coroutine, set_context
+from forebay._errors import BatchFailed, BatchTooLargeError, HandlerContractError
+from forebay._handler import OUTCOMES, BatchContext, Call, set_context
+from forebay._intake import Intake
 from forebay._lanes import Lanes
 from forebay._metrics import StageMetrics
 from forebay._retry import Retry
-from forebay._types import Again, BatchInfo, Category, Dropped, Failed, Failure
+from forebay._steer import Steer
+from forebay._types import Again, BatchInfo, Category, Dropped, Failed, Failure, Limits
+from forebay._verdict import Verdict
+from forebay._waiting import Waiting
 from forebay._watch import SLICE_SECONDS
+from forebay.abc import Watchful
 
 DIRECT_SECONDS = 0.0001
 """Calls that take less do not wait for anything."""
+ENOUGH_ITEMS = 128
+"""Where a pump makes such calls itself with so many items, there is nothing to steer, and nobody looks at them."""
 
-_logger = logging.getLogger("forebay")
+StartSoon: TypeAlias = Callable[[Callable[[], Coroutine[Any, Any, object]]], object]
+"""Starts a task, as the method of a task group does."""
+
+
+def _nothing() -> None:
+    pass
 
 
 @define(eq=False, kw_only=True)
 class Stage:
-    """A stage of one run: its queue, its workers' loop, and what waits for another attempt."""
+    """A stage of one run: its workers' loop, its calls, and what becomes of the items."""
 
     pipeline: str
     name: str
     call: Call
     exit: Exit
     inbox: Buffer[Piece]
-    max_size: int
-    max_bytes: int | None = None
-    max_concurrency: int = 1
+    steer: Steer
+    """Who says how large batches may be, and how many calls may be in flight."""
+    max_items: int = 0
+    """For functions of one item: most that a worker takes at once. 0: they are functions of a batch."""
+    resize: Callable[[int], None]
+    """Called with the size of batches when it changes."""
     retry: Retry | None = None
     idempotent: bool = False
     last: bool = True
     """Whether nothing follows, so that the handler may return `None`."""
     hands_out: bool = False
     """Whether the last results go to callers that wait for them; otherwise they are thrown away."""
-    per_item: bool = False
     splits: bool = True
     """Whether a batch that failed without a word about which item is taken apart."""
     lanes: Lanes | None = None
-    max_waiting: int = 10_000
-    """Batches that may wait for another attempt before the stage takes no new ones."""
     batch_done: Callable[[BatchInfo], None] | None = None
     ask: Callable[[Failure], Category]
     source: str = ""
@@ -65,157 +76,161 @@ class Stage:
     metrics: StageMetrics = field(factory=StageMetrics)
     running: dict[Batch, None] = field(factory=dict[Batch, None])
     """Batches whose handler has been called and whose items have no outcome yet."""
-    idle: Callable[[], None] | None = None
+    idle: Callable[[], None] = _nothing
     """Called when no batch is running any more."""
     in_flight: int = 0
-    end: float = math.inf
-    """Time of the loop's clock after which nothing is tried again, because the run drains."""
-    _due: list[tuple[float, int, Batch]] = field(factory=list[tuple[float, int, Batch]])
-    _due_changed: anyio.Event | None = None
-    _again: deque[Batch] = field(factory=deque[Batch])
-    _paused_until: float = 0.0
-    _outages: int = 0
-    _sequence: int = 0
-    _advised: bool = False
-    _occupied: bool = False
+    waiting: Waiting = field(init=False)
+    intake: Intake = field(init=False)
+    concurrency: int = field(init=False)
+    """Calls that may be in flight now."""
+    workers: int = field(default=0, init=False)
+    """Tasks that run `work`."""
+    _busy: int = field(default=0, init=False)
+    """Workers that have a batch."""
+    _resting: deque[anyio.Event] = field(factory=deque[anyio.Event], init=False)
+    """Workers that wait until more calls are allowed."""
+    _start_soon: StartSoon | None = field(default=None, init=False)
+    _observed: Steer | None = field(init=False)
+    """Who wants to see each call; nobody where the limits are fixed."""
+    _verdict: Verdict = field(init=False)
+    _occupied: bool = field(default=False, init=False)
     """Whether a pump runs a batch itself."""
-    _call_seconds: float = 0.001
+    _call_seconds: float = field(default=0.001, init=False)
     """Length of a call, as the last ones went."""
-    _mean_item: float = 1.0
-    """Smoothed seconds of one item, for handlers of single items."""
+
+    def __attrs_post_init__(self) -> None:
+        steer = self.steer
+        limits = steer.limits
+        self.concurrency = limits.concurrency
+        self._observed = steer if steer.controller is not None else None
+        self.waiting = Waiting(exit=self.exit, inbox=self.inbox, lanes=self.lanes, retry=self.retry, rng=self.rng)
+        self.intake = Intake(
+            inbox=self.inbox,
+            exit=self.exit,
+            waiting=self.waiting,
+            lanes=self.lanes,
+            max_size=self.max_items or limits.batch_size,
+            max_bytes=limits.max_bytes,
+            per_item=bool(self.max_items),
+            max_concurrency=limits.concurrency,
+            max_wait=limits.max_wait,
+            clock=self.clock,
+        )
+        self._verdict = Verdict(
+            name=self.name,
+            source=self.source,
+            exit=self.exit,
+            waiting=self.waiting,
+            lanes=self.lanes,
+            retry=self.retry,
+            metrics=self.metrics,
+            ask=self.ask,
+            rng=self.rng,
+            running=self.running,
+            process=self.process,
+            idempotent=self.idempotent,
+            last=self.last,
+            hands_out=self.hands_out,
+            splits=self.splits,
+            steered=self._observed is not None,
+        )
+        steer.obey, steer.queued = self._obey, self._queued
+
+    # --- Workers --------------------------------------------------------------------------------
+
+    def start(self, start_soon: StartSoon) -> None:
+        """Start the stage's tasks: a worker for each call that may be in flight, and those that watch the time."""
+        self._start_soon = start_soon
+        for _ in range(self.concurrency):
+            self._hire()
+        start_soon(self.waiting.watch_due)
+        if self._observed is not None and isinstance(self._observed.controller, Watchful):
+            start_soon(self._observed.watch)
+
+    def _hire(self) -> None:
+        assert self._start_soon is not None, "the stage has not been started"
+        self.workers += 1
+        self._start_soon(self.work)
+
+    def _obey(self, limits: Limits) -> None:
+        """Work within *limits* from now on. Calls in flight run on, and what has gathered is cut when it is taken."""
+        intake = self.intake
+        if not self.max_items and limits.batch_size != intake.max_size:
+            intake.max_size = limits.batch_size
+            self.resize(limits.batch_size)
+        intake.max_bytes = limits.max_bytes
+        intake.max_wait = limits.max_wait
+        if intake.waits_until < math.inf:
+            intake.waits_until = math.inf
+            self.inbox.wake_one()  # it may be enough for a batch now
+        more = limits.concurrency - self.concurrency
+        self.concurrency = intake.max_concurrency = limits.concurrency
+        while more > 0 and self._resting:
+            self._resting.popleft().set()
+            more -= 1
+        if self.workers < self.concurrency and not self.inbox.waiting_takers:
+            self._hire()  # which hires the next one if there is something for it to do
+
+    async def _rest(self) -> None:
+        """Wait until more calls are allowed."""
+        event = anyio.Event()
+        self._resting.append(event)
+        try:
+            await event.wait()
+        finally:
+            if not event.is_set():
+                self._resting.remove(event)
 
     # --- Taking ---------------------------------------------------------------------------------
 
     async def work(self) -> None:
-        """Run batches until the inbox is closed. As many tasks run this as calls may be in flight."""
+        """Run batches, for as long as the stage lives. So many tasks run this as calls may be in flight, or might."""
         slot: list[Batch] = []  # the one batch that this worker runs
         self.describe_in(slot)
         last_yield = perf_counter()
-        inbox = self.inbox
-        others = self.max_concurrency > 1
+        inbox, intake, waiting = self.inbox, self.intake, self.waiting
         now: float | None = None  # still true when no other task has run since the last call ended
         while True:
-            batch = None if self._occupied else self._next_batch()
+            if self._busy >= self.concurrency:
+                await self._rest()  # those that are busy take what is there, so nothing is left lying
+                now = None
+                continue
+            batch = None if self._occupied else intake.next_batch()
             if batch is None:
-                if inbox.closed:
-                    return
-                await inbox.wait_parts()
+                if intake.waits_until == math.inf or self._occupied:
+                    await inbox.wait_parts()
+                else:
+                    with anyio.CancelScope(deadline=intake.waits_until):
+                        await inbox.wait_parts()
                 last_yield = perf_counter()
                 now = None
                 continue
-            if others:
+            if self.workers > 1:
                 inbox.pass_on()
-            if self._paused_until:
-                self._again.appendleft(batch)  # where a run that is cut off meanwhile finds it
-                await self._wait_pause()
+            if self.workers < self.concurrency and not inbox.waiting_takers:
+                self._hire()  # somebody has to be there for what comes next
+            if waiting.paused_until:
+                waiting.again.appendleft(batch)  # where a run that is cut off meanwhile finds it
+                await waiting.wait_pause()
                 now = None
                 continue
             batch.slot = slot
+            self._busy += 1
             now = await self.process(batch, now)
+            self._busy -= 1
             del batch  # freed now, while it is warm
-            if self.idle is not None and not self.running:
+            if not self.running:
                 self.idle()
             if perf_counter() - last_yield > SLICE_SECONDS:
                 await anyio.lowlevel.checkpoint()
                 last_yield = perf_counter()
                 now = None
 
-    def _next_batch(self) -> Batch | None:
-        """Return what a free worker does next: as much as has gathered, up to the limits."""
-        while self._again:
-            batch = self._still_ours(self._again.popleft())
-            if batch.items:
-                return batch
-        if len(self._due) >= self.max_waiting:
-            return None  # enough waits for another attempt; what is due wakes a worker
-        if self.lanes is not None:
-            return self._next_in_lanes(self.lanes)
-        pieces = self.inbox.take_nowait(self._size_now() if self.per_item else self.max_size, self.max_bytes)
-        if len(pieces) > 1:
-            pieces = self._without_loners(pieces)
-        return Batch(pieces) if pieces else None
-
-    def _still_ours(self, batch: Batch) -> Batch:
-        """Take those items out of *batch* that another member has taken over while they waited."""
-        if all(self.exit.is_ours(piece) for piece in batch.pieces):
-            return batch
-        singles = self.exit.scatter(batch)
-        self._release(batch)
-        batch.pieces = [single for single in singles if self.exit.is_ours(single)]
-        batch.items = [item for single in batch.pieces for item in single.items]
-        return batch
-
-    def _without_loners(self, pieces: list[Piece]) -> list[Piece]:
-        """Put what has to run alone into batches of its own."""
-        loners = [piece for piece in pieces if _is_alone(piece)]
-        self._again.extend(Batch([piece]) for piece in loners)
-        return [piece for piece in pieces if piece not in loners] or self._again.pop().pieces if loners else pieces
-
-    def _size_now(self) -> int:
-        """Return how many items a worker takes that handles them one by one.
-
-        One, so that all workers have something to do; several only where an item takes so little time that
-        handing it over would cost more.
-        """
-        share = self.inbox.held // (2 * self.max_concurrency)
-        return max(1, min(self.max_size, share, int(0.001 / self._mean_item) if self._mean_item else 1))
-
-    def _next_in_lanes(self, lanes: Lanes) -> Batch | None:
-        owned: set[str] = set()
-        limit = self._size_now() if self.per_item else self.max_size
-        pieces = lanes.take_ready(limit, owned, self._fitting)
-        room = limit - sum(len(piece.items) for piece in pieces)
-        if pieces and _is_alone(pieces[-1]):
-            room = 0
-        while room > 0 and lanes.waiting <= lanes.max_waiting:
-            taken = self._take_beside(pieces, room)
-            if not taken:
-                break
-            for piece in taken:
-                self.exit.listed(piece)
-                chosen = lanes.choose(piece, owned)
-                if chosen is None:
-                    continue
-                if pieces and (_is_alone(chosen) or _is_alone(pieces[-1])):
-                    self._again.append(Batch([chosen]))
-                else:
-                    pieces.append(chosen)
-                    room = 0 if _is_alone(chosen) else room - len(chosen.items)
-        return Batch(pieces) if pieces else None
-
-    def _take_beside(self, pieces: Sequence[Piece], room: int) -> list[Piece]:
-        """Take what fits into a batch that has *pieces* already."""
-        weigh, max_bytes = self.inbox.weigh, self.max_bytes
-        if weigh is None or max_bytes is None:
-            return self.inbox.take_nowait(room, None)
-        room_bytes = max_bytes - sum(weigh(item) for piece in pieces for item in piece.items)
-        parts = self.inbox.parts
-        if pieces and parts and weigh(parts[0].items[0]) > room_bytes:
-            return []
-        return self.inbox.take_nowait(room, max(room_bytes, 1))
-
-    def _fitting(self, taken: Sequence[Piece], piece: Piece) -> int:
-        """Return how many of the items of *piece* fit into a batch beside *taken*; one that is too large goes alone."""
-        weigh, max_bytes = self.inbox.weigh, self.max_bytes
-        if weigh is None or max_bytes is None:
-            return len(piece.items)
-        room = max_bytes - sum(weigh(item) for other in taken for item in other.items)
-        for index, item in enumerate(piece.items):
-            room -= weigh(item)
-            if room < 0:
-                return 1 if not taken and index == 0 else index
-        return len(piece.items)
-
-    async def _wait_pause(self) -> None:
-        await anyio.sleep(max(0.0, self._paused_until - anyio.current_time()))
-        if self._paused_until <= anyio.current_time():
-            self._paused_until = 0.0
-
     # --- Calling --------------------------------------------------------------------------------
 
     def is_busy(self) -> bool:
         """Return whether anything runs here or waits, for whatever reason."""
-        if self.running or self._again or self._due or self.inbox.parts:
+        if self.running or self.waiting.again or self.waiting.due or self.inbox.parts:
             return True
         return self.lanes is not None and bool(self.lanes.waiting or self.lanes.ready)
 
@@ -225,10 +240,11 @@ class Stage:
         That is so while calls do not wait for anything, so that there is nothing to gain from a second task:
         the batch is freed while it is in the processor's cache, and no switch is paid.
         """
+        waiting = self.waiting
         return (
             self._call_seconds < DIRECT_SECONDS
             and not self.running  # not just in flight: between two calls a worker may wait for a store
-            and not (self.inbox.parts or self._again or self._due or self._paused_until)
+            and not (self.inbox.parts or waiting.again or waiting.due or waiting.paused_until)
         )
 
     async def run_directly(self, batch: Batch, slot: list[Batch]) -> None:
@@ -240,10 +256,9 @@ class Stage:
             await self.process(batch)
         finally:
             self._occupied = False
-            if self._again:
+            if self.waiting.again:
                 self.inbox.wake_one()
-        if self.idle is not None and not self.running:
-            self.idle()
+        self.idle()  # nothing else was running when it began, and nothing has begun since
 
     def describe_in(self, slot: list[Batch]) -> None:
         """Let `current_batch` answer in this task with the batch in *slot*."""
@@ -258,9 +273,13 @@ class Stage:
         started = self.clock() if started is None else started
         self.running[batch] = None
         self.in_flight += 1
+        in_flight = self.in_flight
+        steer = self._observed
+        if steer is not None:
+            steer.call_started(batch, started)
         slot = batch.slot
-        if slot is not None:
-            slot[:] = (batch,)
+        assert slot is not None, "who runs a batch says where"
+        slot[:] = (batch,)
         if self.lanes is not None:
             batch.held = set()
         error: Exception | None = None
@@ -271,89 +290,108 @@ class Stage:
             error = raised
         finally:
             self.in_flight -= 1
+            if steer is not None:
+                del steer.calls[batch]
         ended = self.clock()
         seconds = ended - started
         self.metrics.call_ended(count, seconds, started - batch.since)
-        if self.per_item:
-            self._mean_item += 0.2 * (seconds / count - self._mean_item)
+        if self.max_items:
+            self.intake.mean_item += 0.2 * (seconds / count - self.intake.mean_item)
         # Rises at once and falls slowly: one call that waits is reason enough to use the workers.
         usual = self._call_seconds
         self._call_seconds = seconds if seconds > usual else 0.5 * (usual + seconds)
         outcomes: Sequence[object] | None = None
         if error is not None or results is not None or not self.last or self.hands_out:
             try:
-                outcomes = self._check(results, count) if error is None else self._attributed(error, count)
+                outcomes = self._outcomes(results, error, count)
             except HandlerContractError as broken:
                 if not self.hands_out:
                     raise
                 error, outcomes = broken, None  # the callers are told; others go on
             batch.error = None if isinstance(error, BatchFailed) else error
+        if steer is not None and not (
+            self._occupied and seconds < DIRECT_SECONDS and count >= min(ENOUGH_ITEMS, steer.bounds.max_size)
+        ):
+            self._observe(steer, batch, error, outcomes, ended, seconds, in_flight)
         if self.batch_done is not None:
             self.batch_done(self._info(batch, outcomes, error, started, seconds))
+        over = True
         if error is not None and outcomes is None:
-            await self._failed_whole(batch, error)
+            over = await self._verdict.failed_whole(batch, error)
         elif outcomes is None:
-            self._outages = 0
+            self.waiting.outages = 0
             self.metrics.done += count
             self.exit.finish(batch.pieces, ended)
             if self.lanes is not None:
-                self._release(batch)
+                self.waiting.release(batch)
         elif OUTCOMES.isdisjoint(map(type, outcomes)):
-            self._outages = 0
+            self.waiting.outages = 0
             self.metrics.done += count
             await self._pass_on(batch, outcomes, ended)
         else:
-            await self._settle_each(batch, outcomes, ended)
+            await self._verdict.settle_each(batch, outcomes, ended)
         del self.running[batch]
-        self.exit.ended(batch)
-        if slot is not None:
-            slot.clear()
+        if over:
+            self.exit.ended(batch)
+        slot.clear()
         return ended
 
-    def _check(self, results: object, count: int) -> Sequence[object] | None:
-        """Return the results, one for each item; `None` for a sink whose items are all done."""
-        if results is None:
-            if not self.last or self.hands_out:
-                who = "the callers wait for" if self.hands_out else "a later stage needs"
-                raise HandlerContractError(
-                    f"{self.name}() returned None for {_items(count)}, but {who} results; "
-                    f"return one result for each item, in order"
-                )
-            return None
-        if type(results) is not list and (isinstance(results, (str, bytes)) or not isinstance(results, Sequence)):
-            if hasattr(results, "__await__"):
-                getattr(results, "close", lambda: None)()
-                raise HandlerContractError(returned_coroutine(self.name))
-            raise HandlerContractError(
-                f"{self.name}() returned {type(results).__name__} for {_items(count)}; "
-                f"return a list with one result for each item, in order, or None from a sink"
-            )
-        answers = cast("Sequence[object]", results)
-        if len(answers) != count:
-            raise BatchSizeError(
-                f"{self.name}() got {_items(count)} and returned {len(answers)} "
-                f"{'result' if len(answers) == 1 else 'results'}; return one result for each item, in order"
-            )
-        return answers
+    def _outcomes(self, results: object, error: Exception | None, count: int) -> Sequence[object] | None:
+        if error is not None:
+            return attributed(self.name, error, count, last=self.last)
+        return check_results(self.name, results, count, hands_out=self.hands_out)
 
-    def _attributed(self, error: Exception, count: int) -> Sequence[object] | None:
-        """Return the outcomes where the handler has said which items failed."""
-        if isinstance(error, HandlerContractError):
-            raise error
-        if not isinstance(error, BatchFailed):
-            return [Failed(error)] if count == 1 else None
-        wrong = [index for index in error.failures if not 0 <= index < count]
-        if wrong:
-            raise HandlerContractError(
-                f"{self.name}() got {_items(count)} and raised BatchFailed with index {wrong[0]!r}; "
-                f"use the item's place in the batch, from 0"
-            ) from error
-        if not self.last and len(error.failures) < count:
-            raise HandlerContractError(
-                f"{self.name}() raised BatchFailed, which has no results for the items that succeeded; "
-                f"a later stage needs them: return Failed(error) in the place of each item that failed"
-            ) from error
-        return [Failed(error.failures[index]) if index in error.failures else None for index in range(count)]
+    def _observe(
+        self,
+        steer: Steer,
+        batch: Batch,
+        error: Exception | None,
+        outcomes: Sequence[object] | None,
+        ended: float,
+        seconds: float,
+        in_flight: int,
+    ) -> None:
+        """Show a call to who steers."""
+        size, size_bytes, weigh = len(batch.items), None, self.inbox.weigh
+        if weigh is not None:
+            size_bytes = sum(map(weigh, batch.items))
+        if self.max_items:  # handled one after the other
+            size, seconds = 1, seconds / size
+        parts = self.inbox.parts
+        steer.call_ended(
+            now=ended,
+            size=size,
+            size_bytes=size_bytes,
+            seconds=seconds,
+            failed=self._has_failed(batch, error, outcomes),
+            too_large=isinstance(error, BatchTooLargeError),
+            in_flight=in_flight,
+            oldest_wait=max(0.0, ended - parts[0].since) if parts else 0.0,
+        )
+
+    def _has_failed(self, batch: Batch, error: Exception | None, outcomes: Sequence[object] | None) -> bool:
+        """Return whether a call failed in a way that load may have caused: not for what is wrong with its items."""
+        if isinstance(error, BatchTooLargeError):
+            return True
+        if outcomes is not None:
+            if not {Failed, Again}.issuperset(map(type, outcomes)):
+                return False
+            failed = next((outcome for outcome in outcomes if isinstance(outcome, Failed)), None)
+            if failed is None:
+                return True
+            cause: BaseException | None = failed.error
+        else:
+            cause = error
+        if cause is None:
+            return False
+        return self.ask(Failure(cause, self.name, self.source, batch.failures + 1)) is not Category.PERMANENT
+
+    def _queued(self) -> int:
+        """Return how many items wait here, but for those that wait for their time."""
+        lanes = self.lanes
+        if lanes is None:
+            return self.inbox.held
+        return self.inbox.held + lanes.waiting + sum(len(piece.items) for piece in lanes.ready)
 
     def _info(
         self,
@@ -364,7 +402,8 @@ class Stage:
         seconds: float,
     ) -> BatchInfo:
         count = len(batch.items)
-        failed = count if error is not None and outcomes is None else 0
+        undone = isinstance(error, BatchTooLargeError) and outcomes is None  # it runs again, as if it had not been
+        failed = count if error is not None and outcomes is None and not undone else 0
         dropped = 0
         if outcomes is not None and not OUTCOMES.isdisjoint(map(type, outcomes)):
             failed = sum(type(outcome) in (Failed, Again) for outcome in outcomes)
@@ -374,7 +413,7 @@ class Stage:
             stage=self.name,
             batch_id=batch.id,
             size=count,
-            done=count - failed - dropped,
+            done=0 if undone else count - failed - dropped,
             failed=failed,
             dropped=dropped,
             seconds=seconds,
@@ -386,326 +425,17 @@ class Stage:
 
     async def _pass_on(self, batch: Batch, results: Sequence[object], now: float) -> None:
         if self.last:
-            self.exit.finish(_matched(batch.pieces, results) if self.hands_out else batch.pieces, now)
+            self.exit.finish(matched(batch.pieces, results) if self.hands_out else batch.pieces, now)
         else:
-            await self.exit.forward(_matched(batch.pieces, results))
-        self._release(batch)
-
-    def _release(self, batch: Batch) -> None:
-        """Let the next items of the batch's keys run."""
-        if self.lanes is not None and not batch.is_part:
-            self._release_keys(self.lanes, batch.keys())
-
-    def _release_keys(self, lanes: Lanes, keys: set[str]) -> None:
-        if lanes.release(keys) or lanes.waiting <= lanes.max_waiting:
-            self.inbox.wake_one()
-
-    # --- Outcomes other than success ------------------------------------------------------------
-
-    async def _settle_each(self, batch: Batch, outcomes: Sequence[object], now: float) -> None:
-        """Give each item the outcome that the handler named."""
-        singles = self.exit.scatter(batch)
-        if self.lanes is not None and self.lanes.in_order:
-            singles, outcomes = self._reached(self.lanes, singles, outcomes)
-        good: list[Piece] = []
-        good_results: list[Piece] = []
-        dead: list[Dead] = []
-        held: set[str] = set()  # keys with an item that waits for another attempt
-        for single, outcome in zip(singles, outcomes, strict=True):
-            if type(outcome) in OUTCOMES and not self.exit.is_ours(single):
-                continue  # another member has it; what becomes of it is told there
-            if isinstance(outcome, Failed):
-                self._failed(single, batch, outcome.error, dead, held)
-            elif isinstance(outcome, Again):
-                self._again_after(single, batch, outcome, dead, held)
-            elif isinstance(outcome, Dropped):
-                self.metrics.dropped += 1
-                self.exit.drop(single, outcome.reason)
-            else:
-                good.append(single)
-                good_results.append(single.like([outcome]))
-        self.metrics.done += len(good)
-        if good:
-            if self.last:
-                self.exit.finish(good_results if self.hands_out else good, now)
-            else:
-                await self.exit.forward(good_results)
-        await self._bury(dead, batch, held)
-
-    async def _bury(self, dead: list[Dead], batch: Batch, held: set[str]) -> None:
-        """Set *dead* aside; let the keys of *batch* go on, those of the dead when they are buried."""
-        batch.held = batch.held | held
-        lanes = None if batch.is_part else self.lanes
-        buried = {key for one in dead for key in one.piece.keys or ()} - held
-        if lanes is not None:
-            self._release_keys(lanes, batch.keys() - held - buried)
-        if dead:
-            await self.exit.set_aside(dead, batch)
-            self.metrics.dead += len(dead)
-            if lanes is not None:
-                self._release_keys(lanes, buried)
-
-    def _reached(
-        self, lanes: Lanes, singles: Sequence[Piece], outcomes: Sequence[object]
-    ) -> tuple[list[Piece], list[object]]:
-        """Put the items of a key behind the first one that failed back into its lane; return the others."""
-        failed: set[str] = set()
-        back: list[Piece] = []
-        kept: list[tuple[Piece, object]] = []
-        for single, outcome in zip(singles, outcomes, strict=True):
-            key = single.key(0)
-            if type(outcome) in (Failed, Again) and key is not None:
-                if key in failed:
-                    back.append(single)
-                    continue
-                failed.add(key)
-            kept.append((single, outcome))
-        lanes.put_back(back)
-        return [single for single, _ in kept], [outcome for _, outcome in kept]
-
-    def _failed(self, single: Piece, batch: Batch, error: BaseException, dead: list[Dead], held: set[str]) -> None:
-        """Decide about one item that failed: another attempt, or out."""
-        record = self.record(single, batch)
-        category = self.ask(Failure(error, self.name, self.source, record.failures + 1))
-        self.metrics.failed += 1
-        if category is Category.DEPENDENCY:
-            self._pause(error)
-            self._later(single, record, self._paused_until - anyio.current_time(), error, held)
-            return
-        record.failures += 1
-        record.maybe_done = record.maybe_done or isinstance(error, TimeLimitError)
-        if self.retry is not None and self.retry.allows(record.failures, category):
-            record.delay = self.retry.delay(record.failures, error, record.delay, self.rng)
-            self.metrics.retried += 1
-            self._later(single, record, record.delay, error, held)
-        else:
-            dead.append(Dead(single, error, category, record.failures))
-
-    def _again_after(self, single: Piece, batch: Batch, outcome: Again, dead: list[Dead], held: set[str]) -> None:
-        record = self.record(single, batch)
-        record.failures += 1
-        self.metrics.failed += 1
-        if self.retry is not None and record.failures < self.retry.max_attempts:
-            self.metrics.retried += 1
-            error = RetryExhaustedError(f"{self.name}() asked for another attempt")
-            self._later(single, record, outcome.after, error, held)
-        else:
-            reason = "no retry= was given" if self.retry is None else f"{self.retry.max_attempts} attempts were made"
-            exhausted = RetryExhaustedError(f"{self.name}() asked for another attempt of an item, but {reason}")
-            dead.append(Dead(single, exhausted, Category.TRANSIENT, record.failures))
-
-    def record(self, single: Piece, batch: Batch) -> Record:
-        """Return what is remembered of a single item of *batch*."""
-        record = single.record
-        if record is None:
-            failures = self.exit.failures_before(single, 0) + batch.failures
-            record = single.record = Record(failures=failures, maybe_done=batch.maybe_done)
-        return record
-
-    def _later(self, single: Piece, record: Record, delay: float, error: BaseException, held: set[str]) -> None:
-        """Run one item again after *delay* seconds, here or wherever its source hands it out next."""
-        held.update(single.keys or ())
-        offset = self.exit.send_back(single, record, delay, error)
-        if offset is not None:
-            if self.lanes is not None:
-                self.lanes.depart(single.keys or (), offset, anyio.current_time() + delay)
-                self.inbox.wake_one()
-        else:
-            self._schedule(Batch([single]), delay)
-
-    async def _failed_whole(self, batch: Batch, error: Exception) -> None:
-        """Decide about a batch that failed without a word about which item it was."""
-        count = len(batch.items)
-        category = self.ask(Failure(error, self.name, self.source, batch.failures + 1))
-        self.metrics.failed += count
-        if category is Category.DEPENDENCY:
-            self._pause(error)
-            self._wait_as_a_whole(batch)
-            self._again.appendleft(batch)
-            self.inbox.wake_one()
-        elif category is Category.TRANSIENT:
-            await self._retry_whole(batch, error, category)
-        elif isinstance(error, HandlerContractError):
-            await self._fail_all(batch, error)
-        elif self.idempotent:
-            singles = self.exit.scatter(batch)
-            await self._process_parts(batch, [singles[: count // 2], singles[count // 2 :]])
-        elif self.splits:
-            self._advise(error)
-            await self._process_parts(batch, [[single] for single in self.exit.scatter(batch)])
-        else:
-            await self._fail_all(batch, error)
-
-    async def _retry_whole(self, batch: Batch, error: Exception, category: Category) -> None:
-        retry = self.retry
-        batch.maybe_done = batch.maybe_done or isinstance(error, TimeLimitError)
-        failures = [self._failures_of(piece, index) + batch.failures + 1 for piece, index in batch.places()]
-        batch.failures += 1
-        if retry is not None and all(retry.allows(number, category) for number in failures):
-            self.metrics.retried += len(batch.items)
-            self._wait_as_a_whole(batch)
-            self._schedule(batch, retry.delay(batch.failures, error, None, self.rng))
-            return
-        batch.failures -= 1
-        await self._fail_all(batch, error)
-
-    async def _fail_all(self, batch: Batch, error: Exception) -> None:
-        """Decide about each item of a batch that failed as a whole."""
-        dead: list[Dead] = []
-        self.metrics.failed -= len(batch.items)  # counted with the batch already, and again below
-        singles: Sequence[Piece] = self.exit.scatter(batch)
-        if self.lanes is not None and self.lanes.in_order:
-            singles, _ = self._reached(self.lanes, singles, [Failed(error)] * len(singles))
-        held: set[str] = set()
-        for single in singles:
-            if self.exit.is_ours(single):
-                self._failed(single, batch, error, dead, held)
-        await self._bury(dead, batch, held)
-
-    def _wait_as_a_whole(self, batch: Batch) -> None:
-        batch.held = batch.keys()
-        batch.is_part = False  # from here on it frees its keys itself
-
-    def _failures_of(self, piece: Piece, index: int) -> int:
-        return piece.record.failures if piece.record is not None else self.exit.failures_before(piece, index)
-
-    async def _process_parts(self, batch: Batch, groups: Sequence[list[Piece]]) -> None:
-        """Run the parts of a batch that failed one after the other, each told that it may be done already."""
-        parts = [Batch(pieces) for pieces in groups]
-        for part in parts:
-            part.failures, part.maybe_done, part.since, part.slot = batch.failures, True, batch.since, batch.slot
-            part.is_part = True
-            self.running[part] = None
-        for part in parts:
-            if self.lanes is not None and batch.held:
-                self._hold_back(self.lanes, part, batch.held)
-            while self._paused_until:
-                await self._wait_pause()
-            if part.items:
-                await self.process(part)
-                batch.held = batch.held | part.held
-            else:
-                del self.running[part]
-        if self.lanes is not None and not batch.is_part:
-            keys = {key for pieces in groups for piece in pieces for key in piece.keys or ()}
-            self._release_keys(self.lanes, keys - batch.held)
-
-    def _hold_back(self, lanes: Lanes, part: Batch, held: set[str]) -> None:
-        """Take those items out of *part* whose key has an earlier one that waits for another attempt."""
-        behind = [piece for piece in part.pieces if piece.keys and piece.keys[0] in held]
-        if behind:
-            lanes.put_back(behind)
-            part.pieces = [piece for piece in part.pieces if piece not in behind]
-            part.items = [item for piece in part.pieces for item in piece.items]
-
-    def _advise(self, error: Exception) -> None:
-        if not self._advised:
-            self._advised = True
-            _logger.warning(
-                "%s() failed for a batch without saying which item it was (%s: %s); its items now run one by one. "
-                "Raise BatchFailed({index: error}) or return Failed(error) in the item's place, "
-                "or pass idempotent=True to have batches bisected",
-                self.name,
-                type(error).__name__,
-                error,
-            )
-
-    # --- Waiting for another attempt ------------------------------------------------------------
-
-    def _pause(self, error: BaseException) -> None:
-        """Start no call for a while: what lies behind is down, and no attempt is used up."""
-        if self._paused_until > anyio.current_time():
-            return  # calls that were under way when it began
-        self._outages += 1
-        policy = self.retry or Retry()
-        delay = policy.delay(self._outages, error, None, self.rng)
-        self._paused_until = max(self._paused_until, anyio.current_time() + max(delay, 0.05))
-
-    def _schedule(self, batch: Batch, delay: float) -> None:
-        self._sequence += 1
-        due = anyio.current_time() + delay
-        if due > self.end:
-            self._give_up(batch, due)
-            return
-        heapq.heappush(self._due, (due, self._sequence, batch))
-        if self.lanes is not None:
-            for piece in batch.pieces:
-                self.lanes.block(piece.keys or (), due)
-        if self._due_changed is not None:
-            self._due_changed.set()
-
-    async def watch_due(self) -> None:
-        """Bring back what waits for another attempt when it is due."""
-        while True:
-            self._due_changed = anyio.Event()
-            wait = self._due[0][0] - anyio.current_time() if self._due else None
-            if wait is None:
-                await self._due_changed.wait()
-            elif wait > 0:
-                with anyio.move_on_after(wait):
-                    await self._due_changed.wait()
-            while self._due and self._due[0][0] <= anyio.current_time():
-                batch = heapq.heappop(self._due)[2]
-                if self.lanes is not None:
-                    for piece in batch.pieces:
-                        self.lanes.unblock(piece.keys or ())
-                self._again.append(batch)
-                self.inbox.wake_one()
+            await self.exit.forward(matched(batch.pieces, results))
+        self.waiting.release(batch)
 
     def perhaps_done(self) -> list[Piece]:
         """Return what was cut off, now or at an earlier attempt, so that its effect may have happened."""
-        waiting = [batch for _, _, batch in self._due] + list(self._again)
-        cut = [
-            batch
-            for batch in waiting
-            if batch.maybe_done or any(piece.record is not None and piece.record.maybe_done for piece in batch.pieces)
-        ]
-        return [piece for batch in (*self.running, *cut) for piece in batch.pieces]
-
-    def drain(self, end: float) -> None:
-        """Let nothing wait for an attempt later than *end*, now and from now on: it goes back to its source."""
-        self.end = end
-        late = [(due, batch) for due, _, batch in self._due if due > end]
-        self._due = [entry for entry in self._due if entry[0] <= end]
-        heapq.heapify(self._due)
-        for due, batch in late:
-            self._give_up(batch, due)
-
-    def _give_up(self, batch: Batch, due: float) -> None:
-        delay = due - anyio.current_time()
-        departed: set[str] = set()
-        for single in self.exit.scatter(batch):
-            offset = self.exit.give_up(single, self.record(single, batch), delay)
-            if self.lanes is not None and offset is not None:
-                self.lanes.depart(single.keys or (), offset, due)
-                departed.update(single.keys or ())
-        if self.lanes is not None:
-            self._release_keys(self.lanes, batch.keys() - departed)
-        self.inbox.wake_one()
+        return [piece for batch in (*self.running, *self.waiting.perhaps_done()) for piece in batch.pieces]
 
     def _describe(self, batch: Batch) -> BatchContext:
         records = [piece.record for piece in batch.pieces if piece.record is not None]
         attempt = max([batch.failures, *(record.failures for record in records)]) + 1
         maybe_done = batch.maybe_done or any(record.maybe_done for record in records) or self.exit.maybe_done(batch)
         return BatchContext(self.name, attempt, maybe_done, self.exit.parts(batch))
-
-
-def _is_alone(piece: Piece) -> bool:
-    return piece.record is not None and piece.record.alone
-
-
-def _matched(pieces: Sequence[Piece], results: Sequence[object]) -> list[Piece]:
-    """Return pieces that hold *results* and stand for the same positions."""
-    if len(pieces) == 1:
-        return [pieces[0].like(list(results))]
-    matched: list[Piece] = []
-    start = 0
-    for piece in pieces:
-        stop = start + len(piece.items)
-        matched.append(piece.like(list(results[start:stop])))
-        start = stop
-    return matched
-
-
-def _items(count: int) -> str:
-    return "1 item" if count == 1 else f"{count} items"

@@ -298,6 +298,55 @@ class Failure:
 # --- Control -----------------------------------------------------------------------------------
 
 
+def _check_count(_: Bounds, attribute: Attribute[int], value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{attribute.name} must be a whole number, not {value!r:.100}")
+    if value < 1:
+        raise ValueError(f"{attribute.name} must be at least 1, not {value}")
+
+
+def _check_most(bounds: Bounds, attribute: Attribute[int], value: int) -> None:
+    _check_count(bounds, attribute, value)
+    name = attribute.name.replace("max_", "min_")
+    least: int = getattr(bounds, name)
+    if value < least:
+        raise ValueError(f"{attribute.name} must be at least {name}, which is {least}, not {value}")
+
+
+def _check_p99(_: Goal, __: Attribute[float | None], value: object) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"p99 must be a number of seconds, not {value!r:.100}")
+    if not 0 < value < float("inf"):
+        raise ValueError(f"p99 must be finite and more than 0 seconds, not {value}; leave it out for best throughput")
+
+
+@frozen
+class Goal:
+    """What a controller steers a stage for."""
+
+    p99: float | None = field(default=None, validator=_check_p99)
+    """Seconds from an item's arrival at the stage to the end of its call, within which 99 of 100 items should stay.
+
+    `None`: as many items as the stage can do.
+    """
+
+
+@frozen(kw_only=True)
+class Bounds:
+    """Between what a controller may move a stage."""
+
+    min_size: int = field(default=1, validator=_check_count)
+    """Fewest items that a batch may be limited to."""
+    max_size: int = field(default=8192, validator=_check_most)
+    """Most items in a batch."""
+    min_concurrency: int = field(default=1, validator=_check_count)
+    """Fewest calls that the stage may be limited to."""
+    max_concurrency: int = field(default=256, validator=_check_most)
+    """Most calls in flight at once."""
+
+
 @frozen
 class Limits:
     """What a batch stage may do now."""
@@ -307,6 +356,10 @@ class Limits:
     max_wait: float
     """Longest time in seconds that an item waits for company."""
     max_bytes: int | None = None
+    reason: str = ""
+    """Why the controller moved here, for people to read."""
+    probe: bool = False
+    """Whether this is tried for a call or two only: it is obeyed, and is no move that anybody is told of."""
 
 
 @frozen
@@ -321,12 +374,13 @@ class Observation:
     seconds: float
     """Time that the call took."""
     failed: bool
+    """Whether the call failed in a way that load may have caused: not for what is wrong with an item."""
     too_large: bool
-    """Whether the call was refused for its size."""
+    """Whether the call was refused for its size; it has failed then too."""
     queued: int
     """Items that wait for the stage."""
     in_flight: int
-    """Calls still running."""
+    """Calls that were running when this one started, itself included."""
     oldest_wait: float
     """Age in seconds of the oldest item that waits."""
     oldest_call: float
@@ -384,6 +438,8 @@ class LimitsInfo:
     before: Limits
     after: Limits
     reason: str
+    at: float = 0.0
+    """Unix time."""
 
 
 @frozen
@@ -463,81 +519,6 @@ class StageSummary:
     """Duration of a call."""
     waited: Quantiles
     """Time from an item's arrival to the start of its call, by the oldest item of each batch."""
-
-
-def _shown(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.1f} ms"
-
-
-@frozen
-class Summary:
-    """What a run did, from its first fetch to its last settlement."""
-
-    pipeline: str
-    run_id: str
-    seen: int
-    """Items taken from the sources."""
-    done: int
-    """Items that reached the end of the recipe."""
-    filtered: int
-    dropped: int
-    """Items thrown away on purpose, for any of `drop_reasons`."""
-    dead: int
-    """Items set aside as dead letters."""
-    given_back: int
-    """Items returned to their source untouched or undecided."""
-    lost_ownership: int
-    """Items that another member took over."""
-    unsettled: int
-    """Items whose settlement the source did not take before the run ended."""
-    retried: int
-    """Further attempts made."""
-    seconds: float
-    latency: Quantiles
-    """Time from fetch to final outcome, in seconds, by batch and weighted by its items."""
-    clean: bool
-    """Whether the run ended with nothing cut off, so that no item will be seen twice."""
-    stages: Sequence[StageSummary]
-    dead_reasons: Mapping[str, int] = field(factory=dict[str, int])
-    """`stage: error type` to how many."""
-    drop_reasons: Mapping[str, int] = field(factory=dict[str, int])
-    abandoned: Sequence[str] = ()
-    """Names of handlers that were still running in threads when the run ended."""
-    listener_errors: int = 0
-    """Exceptions of observing hooks and observers."""
-
-    def report(self) -> str:
-        """Return the summary as a table for people to read, of at most 80 columns."""
-        ends = {
-            "done": self.done,
-            "filtered": self.filtered,
-            "set aside": self.dead,
-            "dropped": self.dropped,
-            "given back": self.given_back,
-            "lost to others": self.lost_ownership,
-            "not settled": self.unsettled,
-        }
-        rate = self.seen / self.seconds if self.seconds > 0 else 0.0
-        counts = ", ".join(f"{count:,} {name}" for name, count in ends.items() if count)
-        lines = [
-            f"{self.pipeline}: {self.seen:,} items in {self.seconds:.2f} s ({rate:,.0f} items/s)",
-            counts or "nothing done",
-            "clean end" if self.clean else "cut off: some items may be seen again",
-            f"from read to settled: p50 {_shown(self.latency.p50)}, p95 {_shown(self.latency.p95)}, "
-            f"p99 {_shown(self.latency.p99)}",
-            "",
-            f"{'stage':<28}{'items':>11}{'failed':>9}{'calls':>8}{'p50 size':>10}{'seconds':>10}",
-        ]
-        for stage in self.stages:
-            sizes = f"{stage.batch_sizes.p50:,.0f}" if stage.calls else ""
-            calls = f"{stage.calls:,}" if stage.calls else ""
-            lines.append(
-                f"{stage.name[:27]:<28}{stage.received:>11,}{stage.failed:>9,}{calls:>8}{sizes:>10}{stage.seconds:>10.3f}"
-            )
-        for title, reasons in (("set aside", self.dead_reasons), ("dropped", self.drop_reasons)):
-            lines += [f"{title}: {count:,} in {reason}"[:80] for reason, count in reasons.items()]
-        lines += [f"still running in a thread: {name}"[:80] for name in self.abandoned]
-        return "\n".join(lines)
 
 
 # --- Exporters ---------------------------------------------------------------------------------

@@ -10,8 +10,10 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol, TypeVar, runtime_checkable
 
+from forebay._summary import Summary as Summary
 from forebay._types import Again as Again
 from forebay._types import BatchInfo as BatchInfo
+from forebay._types import Bounds as Bounds
 from forebay._types import BreakerInfo as BreakerInfo
 from forebay._types import CacheEntry as CacheEntry
 from forebay._types import CallOutcome as CallOutcome
@@ -27,6 +29,7 @@ from forebay._types import Deliveries as Deliveries
 from forebay._types import Dropped as Dropped
 from forebay._types import Failed as Failed
 from forebay._types import Failure as Failure
+from forebay._types import Goal as Goal
 from forebay._types import Limits as Limits
 from forebay._types import LimitsInfo as LimitsInfo
 from forebay._types import Member as Member
@@ -42,7 +45,6 @@ from forebay._types import RunInfo as RunInfo
 from forebay._types import Settlement as Settlement
 from forebay._types import Span as Span
 from forebay._types import StageSummary as StageSummary
-from forebay._types import Summary as Summary
 
 T_co = TypeVar("T_co", covariant=True)
 T_contra = TypeVar("T_contra", contravariant=True)
@@ -208,10 +210,52 @@ class Breaker(Protocol):
 
 
 class Controller(Protocol):
-    """Decides what batch size and concurrency to try next. Pure arithmetic."""
+    """Decides what batch size and concurrency to try next. Pure arithmetic: no clock and no I/O of its own.
+
+    `Limits.reason` says why it moved. A controller may also be `Watchful` and `Adjustable`; forebay asks for the
+    methods, nothing is declared. What it answers is cut to the bounds of the stage; if it raises, the stage stays
+    where it is until its end, and says so.
+    """
 
     def observe(self, observation: Observation, /) -> Limits:
         """Learn from one finished call; return what holds from now on."""
+        ...
+
+
+@runtime_checkable
+class Watchful(Protocol):
+    """A controller that also wants to know of calls that take longer than expected, before they end."""
+
+    def tick(self, now: float, in_flight: int, oldest_call: float, queued: int, pressure: float, /) -> Limits:
+        """Look at what is going on; return what holds from now on.
+
+        Called while a call is in flight that takes twice as long as the last ones did: every 50 ms in its first
+        second, later less often. Never called when nothing is in flight.
+
+        Args:
+            now: Monotonic seconds, as in `Observation`.
+            in_flight: Calls running.
+            oldest_call: Age in seconds of the oldest of them.
+            queued: Items that wait for the stage.
+            pressure: System load between 0 (idle) and 1 (at its limit).
+        """
+        ...
+
+
+@runtime_checkable
+class Adjustable(Protocol):
+    """A controller whose bounds and goal can be changed while it works, with `Tuning.change`."""
+
+    def adjust(self, bounds: Bounds, goal: Goal | None, /) -> Limits:
+        """Work within *bounds* towards *goal* from now on, and return what holds. If it raises, nothing changes."""
+        ...
+
+
+class ControllerFactory(Protocol):
+    """Makes a controller for one stage of one run. Its arguments are passed by name."""
+
+    def __call__(self, *, bounds: Bounds, goal: Goal | None, start: Limits) -> Controller:
+        """Return a controller that begins with *start*, which is within *bounds*."""
         ...
 
 

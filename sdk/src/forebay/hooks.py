@@ -41,6 +41,7 @@ from forebay._registry import Entry as Entry
 from forebay._registry import Factory as Factory
 from forebay._registry import Registry as Registry
 from forebay._registry import TakenError, check_word, listed, nearest, texts, where
+from forebay._summary import Summary
 from forebay._types import (
     BatchInfo,
     BreakerInfo,
@@ -51,7 +52,6 @@ from forebay._types import (
     PartitionsInfo,
     Pressure,
     RunInfo,
-    Summary,
 )
 from forebay.abc import (
     Breaker,
@@ -137,7 +137,10 @@ def forebay_register_shard_routers(register: Registry[ShardRouter]) -> None:
 
 @hookspec
 def forebay_register_controllers(register: Registry[Controller]) -> None:
-    """Register what decides batch size and concurrency."""
+    """Register what decides batch size and concurrency.
+
+    A factory is a `forebay.abc.ControllerFactory`: it is given `bounds`, `goal` and `start`.
+    """
 
 
 @hookspec
@@ -251,6 +254,13 @@ class _BuiltIn:
         from forebay._dead_letter import open_memory_dead_letters
 
         register("memory", open_memory_dead_letters)
+
+    @hookimpl
+    def forebay_register_controllers(self, register: Registry[Controller]) -> None:
+        from forebay._steer import built_in_controllers
+
+        for name, factory in built_in_controllers().items():
+            register(name, factory)
 
     @hookimpl
     def forebay_register_state_stores(self, register: Registry[StateStore]) -> None:

@@ -12,6 +12,7 @@ from attrs import define, frozen
 
 from forebay._dead_letter import MemoryDeadLetterStore
 from forebay._state import MemoryStateStore
+from forebay._summary import Summary
 from forebay._types import (
     BatchInfo,
     BreakerInfo,
@@ -26,7 +27,6 @@ from forebay._types import (
     PartitionsInfo,
     Pressure,
     RunInfo,
-    Summary,
 )
 
 T = TypeVar("T")
