@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-year test test-one test-oldest cover soak check format bench bench-oldest docs wheels try-wheels constraints clean
+.PHONY: help demo demo-year test test-one test-oldest cover soak check format bench bench-oldest bench-control docs wheels try-wheels constraints clean
 
 PY := .venv/bin/python
 OLD := .venv-3.11/bin/python
@@ -101,6 +101,10 @@ bench: .venv/.ready-bench ## Run the benchmarks on the newest Python found
 bench-oldest: .venv-3.11/.ready-old ## Run the benchmarks on Python 3.11
 	@echo "bench: tests/benchmarks/run.py on $$($(OLD) -V)"
 	@$(OLD) tests/benchmarks/run.py $(ARGS)
+
+bench-control: .venv/.ready-bench ## Compare controllers with fixed settings, in virtual time (ARGS=--guard: against their start)
+	@echo "bench-control: tests/benchmarks/control.py on $$($(PY) -V)"
+	@$(PY) -m tests.benchmarks.control $(ARGS)
 
 docs: .venv/.ready-docs ## Build the docs into build/site; a warning is an error
 	@echo "docs: build/site"
