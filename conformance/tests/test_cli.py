@@ -19,7 +19,7 @@ def test_a_right_plugin_ends_with_0(capsys: pytest.CaptureFixture[str]) -> None:
 
     out = capsys.readouterr().out
     assert code == 0
-    assert out.startswith(f"{RIGHT} against the rules for a state store, version 0.1, on trio\n")
+    assert out.startswith(f"{RIGHT} against the rules for a state store, version 0.2, on trio\n")
     assert "\npassed  trio     state-store:cas-race\n" in out
     assert out.endswith("28 passed, 0 failed, 1 do not apply\n")
 

@@ -49,12 +49,12 @@ def test_the_program_of_the_how_to_passes(folder: Path) -> None:
 
 
 def test_the_how_to_names_every_trait() -> None:
-    from forebay_conformance import SinkTraits, SourceTraits, StateStoreTraits
+    from forebay_conformance import ControllerTraits, SinkTraits, SourceTraits, StateStoreTraits
 
     text = HOW_TO.read_text("utf-8")
     flags = [
         name
-        for traits in (SourceTraits, SinkTraits, StateStoreTraits)
+        for traits in (SourceTraits, SinkTraits, StateStoreTraits, ControllerTraits)
         for name, value in vars(traits).items()
         if isinstance(value, bool)
     ]

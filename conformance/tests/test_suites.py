@@ -57,7 +57,7 @@ def test_each_check_runs_on_both_backends_and_the_header_counts(tmp_path: Path) 
     code, out = pytest_of(tmp_path, WRONG, "-k", "cas or ttl", "-rs")
 
     assert code == 0
-    assert "forebay-conformance: rules 0.1" in out
+    assert "forebay-conformance: rules 0.2" in out
     assert "  TestWrong: 26 of 29 rules for a state store; supports_ttl: off (2), has_secret: off (1)" in out
     assert "state-store:ttl does not apply (supports_ttl: off)" in out
     assert "12 passed, 4 skipped" in out

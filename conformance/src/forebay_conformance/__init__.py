@@ -13,10 +13,12 @@ from forebay_conformance._rules import rules_of as rules_of
 from forebay_conformance._run import Result as Result
 from forebay_conformance._run import run_check as run_check
 from forebay_conformance._run import run_checks as run_checks
+from forebay_conformance._suites import ControllerSuite as ControllerSuite
 from forebay_conformance._suites import DeadLetterStoreSuite as DeadLetterStoreSuite
 from forebay_conformance._suites import SinkSuite as SinkSuite
 from forebay_conformance._suites import SourceSuite as SourceSuite
 from forebay_conformance._suites import StateStoreSuite as StateStoreSuite
+from forebay_conformance._traits import ControllerTraits as ControllerTraits
 from forebay_conformance._traits import DeadLetterStoreTraits as DeadLetterStoreTraits
 from forebay_conformance._traits import SinkTraits as SinkTraits
 from forebay_conformance._traits import SourceTraits as SourceTraits

@@ -116,12 +116,13 @@ def _load(target: str) -> object:
 
 def _subject(kind: Kind, found: object, target: str) -> tuple[Opener, Traits]:
     if isinstance(found, type):
-        if not issubclass(found, kind.traits):
+        held = cast("type[object]", found)  # isinstance tells pyright no more than that
+        if issubclass(held, kind.traits):
+            suite = held()
+            method = getattr(suite, kind.opener.partition("(")[0])
+            return cast("Opener", method), suite  # its own method, typed in the suite
+        if not kind.is_factory or issubclass(held, Traits):
             raise _UsageError(f"{target} is a class and no suite for a {kind.words}; name an opener or a suite class")
-        suite = found()
-        return cast(
-            "Opener", getattr(suite, kind.opener.partition("(")[0])
-        ), suite  # its own method, typed in the suite
     if not callable(found):
         raise _UsageError(f"{target} must be a function that returns {kind.promise}, not {found!r}")
     return cast("Opener", found), _alone(kind)  # what it returns shows when it is called

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Generic, NoReturn, TypeAlias, TypeVar
 
@@ -18,8 +18,8 @@ from forebay_conformance._traits import Traits
 T = TypeVar("T")
 TraitsT = TypeVar("TraitsT", bound=Traits)
 
-Opener: TypeAlias = Callable[..., AbstractAsyncContextManager[Any]]  # Any: each kind's probe says what it opens
-"""What a user hands over: it returns a context manager that yields the plugin's object."""
+Opener: TypeAlias = Callable[..., Any]  # Any: each kind's probe says what it opens
+"""What a user hands over: it returns a context manager that yields the plugin's object, or a controller itself."""
 
 
 @frozen

@@ -10,7 +10,9 @@ from types import MappingProxyType
 
 from attrs import frozen
 
-RULES_VERSION = "0.1"
+from forebay_conformance._controller_rules import CONTROLLER_RULES
+
+RULES_VERSION = "0.2"
 """Version of the set of rules; it grows with each new rule."""
 
 
@@ -19,7 +21,7 @@ class Rule:
     """One promise that a plugin must keep."""
 
     kind: str
-    """What it applies to: `source`, `sink`, `dead-letter-store` or `state-store`."""
+    """What it applies to: `source`, `sink`, `dead-letter-store`, `state-store` or `controller`."""
     name: str
     """Name within the kind."""
     sentence: str
@@ -423,16 +425,28 @@ _STATE_STORE: Mapping[str, tuple[str, str]] = {
 }
 
 KINDS: Mapping[str, str] = MappingProxyType(
-    {"source": "source", "sink": "sink", "dead-letter-store": "dead-letter store", "state-store": "state store"}
+    {
+        "source": "source",
+        "sink": "sink",
+        "dead-letter-store": "dead-letter store",
+        "state-store": "state store",
+        "controller": "controller",
+    }
 )
 """Each kind as it stands in ids, and in words."""
 
 
 def _listed() -> dict[str, Rule]:
-    tables = {"source": _SOURCE, "sink": _SINK, "dead-letter-store": _DEAD_LETTER_STORE, "state-store": _STATE_STORE}
+    tables = (
+        ("source", _SOURCE, "0.1"),
+        ("sink", _SINK, "0.1"),
+        ("dead-letter-store", _DEAD_LETTER_STORE, "0.1"),
+        ("state-store", _STATE_STORE, "0.1"),
+        ("controller", CONTROLLER_RULES, "0.2"),
+    )
     rules = [
-        Rule(kind, name, sentence, reason, "0.1")
-        for kind, table in tables.items()
+        Rule(kind, name, sentence, reason, since)
+        for kind, table, since in tables
         for name, (sentence, reason) in table.items()
     ]
     return {rule.id: rule for rule in rules}

@@ -8,13 +8,21 @@ from typing import Any, ClassVar
 
 import pytest
 
-from forebay.abc import DeadLetterStore, Sink, Source, StateStore
+from forebay import Bounds, Goal
+from forebay.abc import Controller, DeadLetterStore, Limits, Sink, Source, StateStore
 from forebay.testing import BackendName, virtual_backend
 from forebay_conformance._checks import Check
 from forebay_conformance._failure import ConformanceFailure
 from forebay_conformance._header import Header
 from forebay_conformance._kinds import KIND_LIST, Kind
-from forebay_conformance._traits import DeadLetterStoreTraits, SinkTraits, SourceTraits, StateStoreTraits, Traits
+from forebay_conformance._traits import (
+    ControllerTraits,
+    DeadLetterStoreTraits,
+    SinkTraits,
+    SourceTraits,
+    StateStoreTraits,
+    Traits,
+)
 
 
 class Suite(Traits):
@@ -107,5 +115,15 @@ class StateStoreSuite(StateStoreTraits, Suite):
         raise NotImplementedError
 
 
-for _suite in (SourceSuite, SinkSuite, DeadLetterStoreSuite, StateStoreSuite):
+class ControllerSuite(ControllerTraits, Suite):
+    """Every rule for a controller. Subclass it and define `make_controller`."""
+
+    kind = KIND_LIST["controller"]
+
+    def make_controller(self, *, bounds: Bounds, goal: Goal | None, start: Limits) -> Controller:
+        """Return a new controller that begins with *start*."""
+        raise NotImplementedError
+
+
+for _suite in (SourceSuite, SinkSuite, DeadLetterStoreSuite, StateStoreSuite, ControllerSuite):
     _wired(_suite)

@@ -104,6 +104,23 @@ class DeadLetterStoreTraits(Traits):
     """What the dead-letter store suite has to know."""
 
 
+class ControllerTraits(Traits):
+    """What the controller suite has to know: what a controller has set itself to do."""
+
+    adapts: bool = True
+    """Whether it looks for the batch size and the number of calls that get most done, and gives way to failures."""
+    keeps_goal: bool = True
+    """Whether it keeps to `Goal.p99`."""
+    heeds_refusals: bool = True
+    """Whether it makes batches smaller that are refused for their size."""
+    heeds_load: bool = True
+    """Whether it makes batches smaller under system load, at least where each item costs something."""
+    watches: bool = True
+    """Whether it has `tick()` and gives way when calls do not answer any more."""
+    adjusts: bool = True
+    """Whether it has `adjust()`."""
+
+
 class StateStoreTraits(Traits):
     """What the state store suite has to know."""
 

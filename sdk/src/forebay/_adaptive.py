@@ -77,7 +77,6 @@ class AdaptiveController:
         self._crowding = 0.0
         self._knee = math.inf  # limit of calls from which on they disturbed each other, last time
         # What is in flight.
-        self._in_flight = 0
         self._since = -math.inf  # calls that were sent before say nothing about the present limits
         self._stale = 0  # of those in flight
         self._last_answer = 0.0
@@ -100,6 +99,8 @@ class AdaptiveController:
         now = observation.now
         sent = now - observation.seconds
         self._pressure = observation.pressure
+        if self._stale and now - observation.oldest_call >= self._since:
+            self._stale = 0  # the oldest call in flight was sent since: there are no others left
         if observation.too_large:
             if self._ceiling.refused(observation.size, sent, now):
                 self._say(f"a batch of {observation.size} was refused for its size")
@@ -129,7 +130,6 @@ class AdaptiveController:
 
     def tick(self, now: float, in_flight: int, oldest_call: float, queued: int, pressure: float, /) -> Limits:
         """Look at calls that have not answered yet; return what holds from now on."""
-        self._in_flight = in_flight
         self._pressure = pressure
         live = in_flight - self._stale
         if live > 0 and self._expected is not None:
@@ -208,7 +208,7 @@ class AdaptiveController:
         if self._failures < _clamp(-11.5 / math.log(_clamp(self._failing, 0.03, 0.5)), 3, 12):
             return
         self._say(f"{self._failures} calls in a row failed")
-        self._stale = max(0, self._in_flight - 1)
+        self._stale = max(0, observation.in_flight - 1)
         self._size -= 2 * _LOG4
         self._calls = max(min(self._calls, _LOG2), self._calls - _LOG2)
         self._forget(now)
