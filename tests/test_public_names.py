@@ -68,6 +68,7 @@ NAMES = [
     "open_memory_state",
     "open_scope",
     "pipeline",
+    "slice_blocks",
 ]
 
 

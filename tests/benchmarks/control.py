@@ -5,7 +5,8 @@
 
 Prints a table for each scenario and writes all figures as JSON; it takes about a minute on two cores. With `--guard` it
 holds the controller to 0.9 of the goodput of its start instead, in each scenario and in 200 drawn ones with seeds
-1 to 20; that takes about ten minutes. The exit status is 1 if a bar is missed or a limit was out of bounds.
+1 to 20; that takes about ten minutes on two cores, and `--seeds 2` one.
+The exit status is 1 if a bar is missed or a limit was out of bounds.
 All but the CPU time of the controller is the same on every machine.
 """
 

@@ -45,7 +45,7 @@ class Plant:
     largest: float = math.inf
     """Weight beyond which a call is refused at once."""
     heavy_share: float = 0.0
-    """Share of the items that weigh `heavy_weight` instead of 1."""
+    """Share of the items that weigh `heavy_weight` instead of 1; which ones is drawn anew with every call."""
     heavy_weight: float = 1.0
 
     def mean_seconds(self, weight: float, calls: float) -> float:

@@ -165,6 +165,8 @@ def _any_plant(chance: random.Random, goal: float) -> Plant:
     fixed = max(_between(chance, 0.003, 0.15 * goal), knee / BUSIEST)
     memory = _between(chance, 10, 2000)
     per_item = fixed * _between(chance, 0.1, 8) / memory
+    heavy_weight = chance.uniform(5, 50)
+    largest = max(memory * chance.uniform(0.3, 2.0), 2 * heavy_weight)  # no item is refused alone
     return Plant(
         fixed=fixed,
         per_item=per_item,
@@ -175,9 +177,9 @@ def _any_plant(chance: random.Random, goal: float) -> Plant:
         slow_share=_between(chance, 0.005, 0.2) if _rarely(chance) else 0.0,
         slow_factor=chance.uniform(2, 10),
         failing=_between(chance, 0.005, 0.2) if _rarely(chance) else 0.0,
-        largest=memory * chance.uniform(0.3, 2.0) if _rarely(chance) else math.inf,
+        largest=largest if _rarely(chance) else math.inf,
         heavy_share=_between(chance, 0.005, 0.1) if _rarely(chance) else 0.0,
-        heavy_weight=chance.uniform(5, 50),
+        heavy_weight=heavy_weight,
     )
 
 

@@ -4,7 +4,7 @@
 
 Each way of doing a workload runs in fresh processes: one traced for exact peak and average, one plain for resident
 memory and CPU time, and two under glibc's `libmemusage.so`, which counts calls of the allocator. Prints tables and
-writes the rows as JSON; takes about three minutes. Below each way stands its share of what it is held against: `ok` is
+writes the rows as JSON; takes about five minutes. Below each way stands its share of what it is held against: `ok` is
 a fifth saved at the peak or on average, `SHORT` is less. With `--profile` it shows where a pipeline's memory goes
 instead. docs/explanation/memory.md says what was made of it.
 """
@@ -281,20 +281,21 @@ def shown(name: str, figures: Mapping[str, Figures]) -> str:
 
 # --- Where the memory of a pipeline goes -------------------------------------------------------
 
-OWNERS: Sequence[tuple[str, str]] = (
-    ("forebay/_metrics.py", "readings of calls"),
-    ("forebay/_ledger.py", "ledger"),
-    ("forebay/_account.py", "ledger"),
-    ("forebay/_ranges.py", "ledger"),
-    ("forebay/_source.py", "lists of items"),
-    ("forebay/_steps.py", "lists of items"),
-    ("forebay/_batch.py", "pieces, batches, queue"),
-    ("forebay/_batcher.py", "pieces, batches, queue"),
-    ("forebay/_buffer.py", "pieces, batches, queue"),
-    ("forebay/_feed.py", "pieces, batches, queue"),
-    ("forebay/", "the rest of forebay"),
-    ("tests/benchmarks/workload.py", "items"),
-)
+OWNERS: Mapping[str, str] = {
+    "_metrics.py": "readings of calls",
+    "_stage.py": "readings of calls",  # where they are taken; the metrics keep them
+    "_run.py": "readings of calls",
+    "_ledger.py": "ledger",
+    "_account.py": "ledger",
+    "_ranges.py": "ledger",
+    "_source.py": "lists of items",
+    "_steps.py": "lists of items",
+    "_batch.py": "pieces, batches, queue",
+    "_batcher.py": "pieces, batches, queue",
+    "_buffer.py": "pieces, batches, queue",
+    "_feed.py": "pieces, batches, queue",
+}
+"""Whose memory it is that a module of forebay asks for."""
 
 
 class UncheckedSource(CountedSource):
@@ -332,22 +333,24 @@ async def held_at(call: int) -> tracemalloc.Snapshot:
     return snapshots[0].filter_traces(hidden)
 
 
-def owner(path: str) -> str:
-    """Return whose memory it is that *path* asked for."""
-    return next((name for part, name in OWNERS if part in path), "event loop and the rest")
+def owner(path: Path) -> str:
+    """Return whose memory it is that a line in *path* asked for."""
+    if path.parent == Path(forebay.__file__).parent:
+        return OWNERS.get(path.name, "the rest of forebay")
+    return "items" if path == Path(orders.__code__.co_filename) else "event loop and the rest"
 
 
 def profile(call: int, backend: str) -> str:
     """Return a table of what a pipeline holds in a call of its sink: by owner, and the largest lines."""
     snapshot = anyio.run(held_at, call, backend=backend)
-    statistics_ = snapshot.statistics("lineno")
-    total = sum(one.size for one in statistics_)
+    by_line = snapshot.statistics("lineno")
+    total = sum(one.size for one in by_line)
     owners: Counter[str] = Counter()
-    for one in statistics_:
-        owners[owner(one.traceback[0].filename)] += one.size
+    for one in by_line:
+        owners[owner(Path(one.traceback[0].filename))] += one.size
     lines = [f"held in call {call:,} of the sink: {total / 1024:,.0f} KB"]
     lines += [f"  {size / 1024:>8.1f} KB {size / total:>6.1%}  {name}" for name, size in owners.most_common()]
-    for one in statistics_[:10]:
+    for one in by_line[:10]:
         frame = one.traceback[0]
         text = linecache.getline(frame.filename, frame.lineno).strip()
         place = f"{Path(frame.filename).name}:{frame.lineno}"

@@ -16,7 +16,7 @@ import attrs
 
 import forebay
 from forebay import _run
-from forebay._buffers import slice_blocks
+from forebay._blocks import slice_blocks
 from forebay._source import IterableReader, Mapped
 from forebay.hooks import Plugins
 from tests.benchmarks.workload import Item, orders
@@ -70,6 +70,7 @@ class Workload:
 
     async def run(self, way: str, count: int) -> Tally:
         """Do *count* units of work in one of the ways."""
+        await anyio.wait_all_tasks_blocked()  # loads what it needs, several megabytes, also where there is no work
         tally = Tally()
         await self.ways[way].run(tally, count)
         return tally

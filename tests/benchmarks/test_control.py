@@ -498,6 +498,7 @@ def test_drawn_scenarios_are_valid_and_follow_from_their_seed(seed: int) -> None
         assert plant.knee / plant.mean_seconds(1, plant.knee) <= BUSIEST
         assert plant.capacity(scenario.goal) > 0
         assert 0 <= plant.failing < 1
+        assert plant.heavy_weight <= plant.largest
     segments = scenario.segments()
     assert [segment.start for segment in segments] == sorted(segment.start for segment in segments)
     assert all(0 <= segment.rate < math.inf for segment in segments)

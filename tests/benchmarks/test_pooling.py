@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import forebay
 from forebay.testing import BackendName, run_virtual
 from tests.benchmarks import pooling
 from tests.benchmarks.pooling import Figures, Reading
@@ -29,8 +30,10 @@ from tests.benchmarks.pooling_ways import (
     RowBuffer,
     Tally,
     blocks,
+    drain,
     ids,
     json_row,
+    reading_with,
     small_ints,
     wide_row,
 )
@@ -220,6 +223,30 @@ def test_a_list_that_was_given_back_is_filled_again_and_another_is_not(reader_ty
     assert second.items == held == [3, 4, 5]
     assert reader.take_nowait(3) is None
     assert reader.made == 3
+
+
+@backends
+@pytest.mark.parametrize("reader_type", [ClearedReader, OverwrittenReader])
+def test_a_run_goes_on_with_the_lists_that_its_handlers_give_back(
+    reader_type: type[ClearedReader], backend: BackendName
+) -> None:
+    async def main() -> tuple[list[int], int]:
+        reader = reader_type(iter(range(3200)))
+        taken: list[int] = []
+
+        async def store(batch: list[int]) -> None:
+            await anyio.sleep(0.01)
+            taken.extend(batch)
+            reader.give_back(batch)
+
+        with reading_with(reader):
+            await drain(forebay.pipeline(()), store, max_size=16, capacity=64)
+        return taken, reader.made
+
+    taken, made = run_virtual(main, backend=backend)
+
+    assert taken == list(range(3200))
+    assert made <= 4 + 4 + 3  # in the queue, taken at a time, in hand; of 200 batches
 
 
 # --- The program -------------------------------------------------------------------------------

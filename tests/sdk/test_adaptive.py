@@ -136,6 +136,17 @@ def test_a_refused_item_is_no_reason_for_smaller_batches() -> None:
     assert limits.batch_size == 100
 
 
+def test_a_probe_that_is_refused_is_not_sent_for_ever() -> None:
+    plant = Plant(0.02, 0.01, 8, seed=1, largest=5)
+    controller = made(Limits(3, 4, 0.0))
+    limits, _, _ = plant.run(controller, Limits(3, 4, 0.0), 10)
+
+    sent = plant.sent
+    _, rate, _ = plant.run(controller, limits, 10)
+
+    assert rate > (plant.sent - sent) / 10
+
+
 def test_a_collapse_is_seen_before_any_call_comes_back() -> None:
     plant = Plant(0.02, 0.0002, 16, seed=1)
     controller = made(Limits(100, 10, 0.0))

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from forebay._blocks import slice_blocks as slice_blocks
     from forebay._buffer import ChannelStatistics as ChannelStatistics
     from forebay._channel import ReceiveChannel as ReceiveChannel
     from forebay._channel import SendChannel as SendChannel
@@ -111,6 +112,7 @@ _HOMES = {
     "open_memory_state": "_state",
     "open_scope": "_scope",
     "pipeline": "_pipeline",
+    "slice_blocks": "_blocks",
 }
 _DOORS = frozenset({"abc", "hooks", "testing"})
 

@@ -101,6 +101,7 @@ class AdaptiveController:
         self._pressure = observation.pressure
         if self._stale and now - observation.oldest_call >= self._since:
             self._stale = 0  # the oldest call in flight was sent since: there are no others left
+        self._finished += 1
         if observation.too_large:
             if self._ceiling.refused(observation.size, sent, now):
                 self._say(f"a batch of {observation.size} was refused for its size")
@@ -109,7 +110,6 @@ class AdaptiveController:
             self._saw_stale(observation, now)
             return self._limits()
         self._last_answer = now
-        self._finished += 1
         self._before_collapse = None
         if observation.failed:
             self._failed(observation, now)

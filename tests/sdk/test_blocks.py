@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import forebay
-from forebay._buffers import slice_blocks
+from forebay._blocks import slice_blocks
 from forebay.testing import BackendName, run_virtual
 
 backends = pytest.mark.parametrize("backend", ["asyncio", "trio"])
@@ -201,13 +201,15 @@ def test_a_separator_that_has_begun_does_not_count_as_part_of_the_item(blocks: l
     assert items == [b"123"]
 
 
-@pytest.mark.parametrize("blocks", [[b"\5" + bytes(5)], [b"\5", bytes(5)]], ids=["whole", "straddling"])
-def test_a_length_above_the_bound_is_refused_before_the_item_is_gathered(blocks: list[bytes]) -> None:
-    fitting = list(slice_blocks(blocks, length_bytes=1, max_bytes=5))
+@pytest.mark.parametrize(
+    "blocks", [[b"\0\5" + bytes(5)], [b"\0\5", bytes(5)], [b"\0", b"\5" + bytes(5)]], ids=["whole", "apart", "cut"]
+)
+def test_a_length_above_the_bound_is_refused_and_one_of_just_the_bound_is_not(blocks: list[bytes]) -> None:
+    fitting = list(slice_blocks(blocks, length_bytes=2, max_bytes=5))
 
     assert fitting == [bytes(5)]
     with pytest.raises(ValueError, match="an item is longer than max_bytes=4"):
-        list(slice_blocks(blocks, length_bytes=1, max_bytes=4))
+        list(slice_blocks(blocks, length_bytes=2, max_bytes=4))
 
 
 @pytest.mark.parametrize(("stream", "left"), [(b"\0\3one\0", 1), (b"\0\3one\0\3tw", 4)])
