@@ -93,17 +93,14 @@ class PipelineExit:
             piece.family.scattered(positions)
 
     def drop(self, piece: Piece, reason: str) -> None:
-        """Throw a single item away on purpose."""
-        self.office.drop_reasons[reason] = self.office.drop_reasons.get(reason, 0) + 1
+        """Throw the items of *piece*, which lists their positions, away on purpose."""
+        self.office.drop_reasons[reason] = self.office.drop_reasons.get(reason, 0) + len(piece.items)
         self.route.settle_positions(piece.listed(), "dropped")
 
     def leave_out(self, piece: Piece, reason: str) -> None:
         """Throw the items of *piece* away because there is no room for them."""
-        count = len(piece.items)
-        name = f"{self.stage}: {reason}"
-        self.office.drop_reasons[name] = self.office.drop_reasons.get(name, 0) + count
         self.listed(piece)
-        self.route.settle_positions(piece.listed(), "dropped")
+        self.drop(piece, f"{self.stage}: {reason}")
 
     async def set_aside(self, dead: Sequence[Dead], batch: Batch | None) -> None:
         """Put items that failed for good into the dead-letter store, then settle them.

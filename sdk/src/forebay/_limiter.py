@@ -11,7 +11,7 @@ import anyio.lowlevel
 from attrs import Attribute, field, frozen
 
 from forebay._permits import Permits
-from forebay._types import Pressure
+from forebay._types import Pressure, check_limit
 
 _LEFT = 0.8
 """Share of a limit at which it counts as left: nobody wants to be told of every item that comes and goes at a limit."""
@@ -31,15 +31,6 @@ _CONSEQUENCES = {
 }
 
 
-def _check_count(_: ResourceLimits, attribute: Attribute[int | None], value: object) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{attribute.name} must be a whole number, not {value!r:.100}")
-    if value < 1:
-        raise ValueError(f"{attribute.name} must be at least 1, not {value}; None is no limit")
-
-
 def _check_share(_: ResourceLimits, attribute: Attribute[float | None], value: object) -> None:
     if value is None:
         return
@@ -53,17 +44,17 @@ def _check_share(_: ResourceLimits, attribute: Attribute[float | None], value: o
 class ResourceLimits:
     """What a run or a stage may use at most; `None` is no limit. Reaching one makes work wait, it fails nothing."""
 
-    memory: int | None = field(default=None, validator=_check_count)
+    memory: int | None = field(default=None, validator=check_limit)
     """Bytes of memory in use from which on nothing is read until it has fallen."""
     cpu_share: float | None = field(default=None, validator=_check_share)
     """Share of the usable cores, above 0 and at most 1, over every second."""
-    connections: int | None = field(default=None, validator=_check_count)
+    connections: int | None = field(default=None, validator=check_limit)
     """Connections, or calls that need one each, at a time."""
-    disk: int | None = field(default=None, validator=_check_count)
+    disk: int | None = field(default=None, validator=check_limit)
     """Bytes on disk."""
-    in_flight_items: int | None = field(default=None, validator=_check_count)
+    in_flight_items: int | None = field(default=None, validator=check_limit)
     """Items read and not yet final."""
-    in_flight_bytes: int | None = field(default=None, validator=_check_count)
+    in_flight_bytes: int | None = field(default=None, validator=check_limit)
     """Their bytes. One item that is larger goes when nothing else is in flight."""
 
 

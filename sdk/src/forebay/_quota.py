@@ -16,6 +16,7 @@ from attrs import Attribute, define, field, frozen
 from forebay._errors import ForebayError
 from forebay._fair import FairQueue as FairQueue
 from forebay._fair import TokenBucket as TokenBucket
+from forebay._types import check_limit
 
 _MAX_IDLE = 1_000
 _BYTES_A_TURN = 65_536.0
@@ -50,14 +51,8 @@ def _check_rate(_: Quota, attribute: Attribute[float], value: object) -> None:
         raise ValueError(f"{attribute.name} must be finite and more than 0, not {value}")
 
 
-def _check_count(quota: Quota, attribute: Attribute[int | None], value: object) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{attribute.name} must be a whole number, not {value!r:.100}")
-    if value < 1:
-        raise ValueError(f"{attribute.name} must be at least 1, not {value}; None is no limit")
-    if attribute.name == "burst" and quota.rate is None:
+def _check_burst(quota: Quota, _: Attribute[int | None], value: object) -> None:
+    if value is not None and quota.rate is None:
         raise ValueError(f"burst={value} needs a rate; give rate= in items a second, or limit items= in flight")
 
 
@@ -72,11 +67,11 @@ class Quota:
 
     rate: float | None = field(default=None, validator=_check_rate)
     """Items a second."""
-    burst: int | None = field(default=None, validator=_check_count)
+    burst: int | None = field(default=None, validator=[check_limit, _check_burst])
     """Items that may come at once after a pause; `None`: those of one second, at least one."""
-    items: int | None = field(default=None, validator=_check_count)
+    items: int | None = field(default=None, validator=check_limit)
     """Items in flight. More at once than that go when nothing else of the tenant is in flight."""
-    bytes: int | None = field(default=None, validator=_check_count)
+    bytes: int | None = field(default=None, validator=check_limit)
     """Bytes in flight. More at once than that go when nothing else of the tenant is in flight."""
     weight: float = field(default=1.0, validator=_check_rate)
     """Share of what all tenants get together, against the weights of those that want something."""

@@ -298,11 +298,21 @@ class Failure:
 # --- Control -----------------------------------------------------------------------------------
 
 
-def _check_count(_: Bounds, attribute: Attribute[int], value: object) -> None:
+def _check_count(_: object, attribute: Attribute[int], value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{attribute.name} must be a whole number, not {value!r:.100}")
     if value < 1:
         raise ValueError(f"{attribute.name} must be at least 1, not {value}")
+
+
+def check_limit(_: object, attribute: Attribute[int | None], value: object) -> None:
+    """Refuse what is neither a whole number above 0 nor `None`, which is no limit."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{attribute.name} must be a whole number, not {value!r:.100}")
+    if value < 1:
+        raise ValueError(f"{attribute.name} must be at least 1, not {value}; None is no limit")
 
 
 def _check_most(bounds: Bounds, attribute: Attribute[int], value: int) -> None:
